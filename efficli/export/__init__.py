@@ -1,0 +1,1 @@
+"""Compressed checkpoint -> a file that a stock runtime loads."""

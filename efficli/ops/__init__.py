@@ -1,0 +1,1 @@
+"""Tensor mathematics and the runtimes' own functions; nothing here knows a checkpoint."""

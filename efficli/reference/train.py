@@ -1,0 +1,216 @@
+"""Train the reference checkpoint: `python -m efficli.reference.train --work DIR --tokens 20M`.
+
+Tokenizer (byte-level BPE, GPT-2's pre-tokenizer), data and weights come from the text of `corpus`. Matrices are
+trained by Muon (Jordan et al. 2024), embeddings and norms by AdamW, under a warm-up, constant, linear-decay
+schedule over tokens; the sequence grows from 256 to 2048 so that most tokens are cheap. State is written whole
+or not at all every few minutes: a killed run goes on where it was, and `--init` starts a warm restart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional as F
+
+from efficli.reference.corpus import Document, documents
+from efficli.reference.network import Llama, Shape
+
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run does: `tokens` in all, `batch` tokens a step, peak rates, and where the decay begins."""
+
+    tokens: int
+    batch: int = 16384
+    muon_rate: float = 0.02
+    adam_rate: float = 0.003
+    warmup: float = 0.02
+    decay_from: float = 0.55
+    code_share: float = 0.82
+    seed: int = 0
+
+    def rate(self, done: int) -> float:
+        """Multiplier of the learning rates after `done` tokens."""
+        at = done / self.tokens
+        if at < self.warmup:
+            return max(at, 1 / 1000) / self.warmup
+        return 1.0 if at < self.decay_from else max(0.0, (1 - at) / (1 - self.decay_from))
+
+    def sequence(self, done: int) -> int:
+        """Sequence length after `done` tokens."""
+        at = done / self.tokens
+        return 256 if at < 0.3 else 512 if at < 0.7 else 1024 if at < 0.92 else 2048
+
+
+def train_tokenizer(found: list[Document], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over the train slice; `END` is id 0, and is put before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        (d.text for d in found if d.slice == "train"),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, 0)]
+    )
+    return tokenizer
+
+
+class Batches:
+    """Packed token batches; documents are shuffled anew each epoch, and END stands before each of them."""
+
+    def __init__(self, found: list[Document], tokenizer: Tokenizer, plan: Plan) -> None:
+        self.random = np.random.default_rng(plan.seed)
+        self.code_share = plan.code_share
+        self.ids: dict[str, list[NDArray[np.int64]]] = {"code": [], "prose": []}
+        self.queue: dict[str, NDArray[np.int64]] = {}
+        train = [d for d in found if d.slice == "train"]
+        for document, encoded in zip(train, tokenizer.encode_batch([d.text for d in train]), strict=True):
+            self.ids[document.kind].append(np.array(encoded.ids, dtype=np.int64))
+
+    def row(self, kind: str, length: int) -> NDArray[np.int64]:
+        """The next `length` + 1 ids of one kind."""
+        queue = self.queue.get(kind, np.zeros(0, np.int64))
+        if len(queue) < length + 1:
+            order = self.random.permutation(len(self.ids[kind]))
+            queue = np.concatenate([queue, *(self.ids[kind][i] for i in order)])
+        self.queue[kind] = queue[length:]
+        return queue[: length + 1]
+
+    def batch(self, tokens: int, length: int) -> torch.Tensor:
+        """(tokens / length, length + 1) int64."""
+        kinds = self.random.random(tokens // length) < self.code_share
+        return torch.from_numpy(np.stack([self.row("code" if code else "prose", length) for code in kinds]))
+
+
+def optimizers(model: Llama, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
+    return [
+        torch.optim.Muon(matrices, lr=plan.muon_rate, momentum=0.95, weight_decay=0.03),
+        torch.optim.AdamW(others, lr=plan.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def write_whole(path: Path, state: dict[str, Any]) -> None:
+    """Save under another name, then rename."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def train(work: Path, plan: Plan, init: Path | None, save_seconds: float = 240.0) -> Llama:
+    """Run `plan` in `work`, going on from its state if there is one; returns the trained model."""
+    found = documents()
+    tokenizer_file = work / "tokenizer.json"
+    if not tokenizer_file.exists():
+        train_tokenizer(found, Shape().vocab_size).save(str(tokenizer_file))
+    batches = Batches(found, Tokenizer.from_file(str(tokenizer_file)), plan)
+    torch.manual_seed(plan.seed)
+    model = Llama(Shape())
+    rules = optimizers(model, plan)
+    done, state_file = 0, work / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        for rule, saved in zip(rules, state["rules"], strict=True):
+            rule.load_state_dict(saved)
+        done = state["done"]
+        batches.random = np.random.default_rng(plan.seed + done)
+    elif init:
+        model.load_state_dict({k: v.float() for k, v in load_file(init).items()}, strict=False)
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(rows[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+    step_loss = torch.compile(loss_of)
+    saved_at = started = time.monotonic()
+    losses: list[float] = []
+    with (work / "log.jsonl").open("a") as log:
+        while done < plan.tokens:
+            for rule in rules:
+                for group in rule.param_groups:
+                    group["lr"] = group.setdefault("peak", group["lr"]) * plan.rate(done)
+            loss = step_loss(batches.batch(plan.batch, plan.sequence(done)))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for rule in rules:
+                rule.step()
+                rule.zero_grad()
+            done += plan.batch
+            losses.append(loss.item())
+            if len(losses) == 20:
+                row = {"tokens": done, "loss": round(float(np.mean(losses)), 4), "s": round(time.monotonic() - started)}
+                print(json.dumps(row), file=log, flush=True)
+                losses.clear()
+            if time.monotonic() - saved_at > save_seconds or done >= plan.tokens:
+                rule_states = [rule.state_dict() for rule in rules]
+                write_whole(state_file, {"model": model.state_dict(), "rules": rule_states, "done": done})
+                saved_at = time.monotonic()
+    return model
+
+
+def save_checkpoint(model: Llama, folder: Path) -> None:
+    """Write `model` as a Hugging Face checkpoint in bfloat16: safetensors and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = model.shape.tie_word_embeddings
+    weights = {
+        name: weight.to(torch.bfloat16).contiguous()
+        for name, weight in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(model.shape.to_config(), indent=2) + "\n")
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="state, log and tokenizer live here")
+    parser.add_argument("--tokens", type=float, default=20, help="millions of tokens")
+    parser.add_argument("--batch", type=int, default=16384, help="tokens a step")
+    parser.add_argument("--muon-rate", type=float, default=0.02)
+    parser.add_argument("--adam-rate", type=float, default=0.003)
+    parser.add_argument("--init", type=Path, help="model.safetensors to start from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-o", "--output", type=Path, help="write the checkpoint here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    plan = Plan(
+        tokens=int(args.tokens * 1e6),
+        batch=args.batch,
+        muon_rate=args.muon_rate,
+        adam_rate=args.adam_rate,
+        seed=args.seed,
+    )
+    model = train(args.work, plan, args.init)
+    if args.output:
+        save_checkpoint(model, args.output)
+
+
+if __name__ == "__main__":
+    main()
