@@ -1,0 +1,229 @@
+"""A recipe: what to do to which model, as strict YAML; a command line is a recipe with one step, and is saved as one.
+
+Unknown keys are errors with file:line and a suggestion; only what differs from the defaults is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from efficli.errors import UsageError, did_you_mean
+from efficli.recipe_yaml import Document, Path, is_plain, parse
+
+
+def _words(value: Any) -> Any:
+    """One word where a list of words is meant."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Export(_Part):
+    """Which file to write: keys are the options of `efficli export` with `_` for `-`."""
+
+    format: Literal["gguf"] = "gguf"
+    """File format."""
+    type: Annotated[Words, Field(min_length=1)] = ("Q4_K_M",)
+    """One type or several, which are then written in one read: Q4_K_M, Q8_0, F16."""
+    imatrix: str | None = None
+    """Importance matrix: a file, or auto."""
+    tensor_type: Words = ()
+    """REGEX=TYPE for tensors whose name matches; the first that matches counts."""
+    output_tensor_type: str | None = None
+    """Type of output.weight."""
+    token_embedding_type: str | None = None
+    """Type of token_embd.weight."""
+    pure: bool = False
+    """One type for all tensors, without the mixture that the type's name stands for."""
+    pre_tokenizer: str | None = None
+    """llama.cpp's name of the pre-tokenizer, where it cannot be recognised."""
+    allow_non_ternary: bool = False
+    """Write a ternary type from weights that are not ternary."""
+
+
+class Certificate(_Part):
+    """What the artifact is compared with, and on which text."""
+
+    enabled: bool = True
+    """Measure at all."""
+    base: str | None = None
+    """Model to compare with instead of the origin."""
+    text: str | None = None
+    """Text file; without one the evaluation slice that comes with efficli."""
+    ctx_size: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a window."""
+
+
+class Gates(_Part):
+    """What must hold, or exit 3."""
+
+    max_kld: Annotated[float, Field(ge=0)] | None = None
+    """Largest mean Kullback-Leibler divergence, in nats."""
+    min_top1: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Smallest share of positions with the same most likely token, 0 to 1."""
+
+
+class Recipe(_Part):
+    """A model, what to do with it, and what must hold."""
+
+    version: Literal[1]
+    """Version of this layout."""
+    model: str
+    """Directory, hub id or reference."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything that is drawn."""
+    strict: bool = False
+    """Fallbacks, unexpected tensors and an absent origin are errors."""
+    export: Export = Export()
+    """What to write."""
+    certificate: Certificate = Certificate()
+    """What to measure."""
+    gates: Gates = Gates()
+    """What must hold."""
+
+    @classmethod
+    def from_export(
+        cls,
+        *,
+        model: str,
+        types: tuple[str, ...],
+        format: str = "gguf",
+        revision: str | None = None,
+        seed: int = 0,
+        strict: bool = False,
+        imatrix: str | None = None,
+        tensor_types: tuple[tuple[str, str], ...] = (),
+        output_tensor_type: str | None = None,
+        token_embedding_type: str | None = None,
+        pure: bool = False,
+        pre_tokenizer: str | None = None,
+        allow_non_ternary: bool = False,
+        certificate: bool = True,
+        base: str | None = None,
+        text: str | None = None,
+        ctx: int = 512,
+        max_kld: float | None = None,
+        min_top1: float | None = None,
+    ) -> Recipe:
+        """The recipe with one export that a command line stands for; UsageError where a value is out of range."""
+        values = {
+            "version": 1, "model": model, "revision": revision, "seed": seed, "strict": strict,
+            "export": {
+                "format": format, "type": types, "imatrix": imatrix,
+                "tensor_type": tuple(f"{pattern}={type}" for pattern, type in tensor_types),
+                "output_tensor_type": output_tensor_type, "token_embedding_type": token_embedding_type, "pure": pure,
+                "pre_tokenizer": pre_tokenizer, "allow_non_ternary": allow_non_ternary,
+            },
+            "certificate": {"enabled": certificate, "base": base, "text": text, "ctx_size": ctx},
+            "gates": {"max_kld": max_kld, "min_top1": min_top1},
+        }  # fmt: skip
+        return _validate(Document("command line", values, {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """All values, defaults too: what `efficli.json` keeps."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML with only what differs from the defaults; `parse_recipe` reads the same recipe back."""
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        changed["version"] = self.version
+        changed["export"] = {"format": self.export.format, "type": list(self.export.type), **changed.get("export", {})}
+        values = {key: changed[key] for key in Recipe.model_fields if key in changed}
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the YAML: two recipes with the same hash do the same."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every word that YAML 1.1 or 1.2 could read as something else."""
+
+    def represent_word(self, word: str) -> yaml.ScalarNode:
+        """A word, in quotes where plain text would be read as a number."""
+        return self.represent_scalar("tag:yaml.org,2002:str", word, style=None if is_plain(word) else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_word)
+
+
+def load(path: pathlib.Path) -> Recipe:
+    """The recipe in a file; UsageError with file:line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"no such recipe: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read ({error})", where=str(path)) from None
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, name: str = "recipe.yaml") -> Recipe:
+    """The recipe in `text`; `name` is what errors call it."""
+    document = parse(text, name)
+    if not isinstance(document.values, dict):
+        raise UsageError("expected keys such as version, model and export", where=document.where(()))
+    return _validate(document)
+
+
+def _validate(document: Document) -> Recipe:
+    try:
+        return Recipe.model_validate(document.values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=True)
+        first, *rest = [_explain(problem, document) for problem in problems]
+        message = first[0]
+        if rest:
+            message += f" (and {len(rest)} more: {'; '.join(text for text, _, _ in rest[:3])})"
+        raise UsageError(message, where=first[1], hint=first[2]) from None
+
+
+def _explain(problem: ErrorDetails, document: Document) -> tuple[str, str, str | None]:
+    """Message, place and hint of one of pydantic's findings, in the words of the file."""
+    path: Path = problem["loc"]
+    key = ".".join(str(part) for part in path)
+    where = document.where(path) if document.lines else document.name
+    kind, found = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}", where, did_you_mean(str(path[-1]), _keys(path[:-1]))
+    if kind == "missing":
+        return f"key {key!r} is missing", where, "version: 1" if key == "version" else None
+    if kind == "bool_type" and isinstance(found, str) and found.lower() in ("yes", "no", "on", "off"):
+        value = "true" if found.lower() in ("yes", "on") else "false"
+        return f"{key}: {found!r} is a word, expected true or false", where, f"{path[-1]}: {value}"
+    if kind == "literal_error":
+        return f"{key}: {found!r}, expected {problem['ctx']['expected']}", where, None
+    if kind == "too_short":
+        return f"{key} is empty, expected at least one", where, None
+    if kind == "model_type":
+        return f"{key}: {found!r}, expected keys ({', '.join(_keys(path))})", where, None
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key}: {found!r}, expected {expected}", where, None
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys that the schema knows at `path`."""
+    model: Any = Recipe
+    for part in path:
+        field = _fields(model).get(str(part))
+        model = field.annotation if field else None
+    return list(_fields(model))
+
+
+def _fields(model: Any) -> dict[str, FieldInfo]:
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
