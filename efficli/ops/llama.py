@@ -1,0 +1,346 @@
+"""llama.cpp, run from Python: load a GGUF file, tokenize, logits of every position, embeddings, a completion.
+
+The only module (with `llama_log.py` below it) that calls llama-cpp-python's low-level functions for running models.
+llama.cpp ends the whole process where an assertion of its own fails (`GGML_ASSERT`) and where the build does not fit
+the CPU: open files that were just written in a child process (`ops/child.py`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficli.errors import CheckpointError, EffiError, FitError, UnsupportedError, UsageError
+from efficli.ops.llama_log import captured_log, complaint, llama_cpp
+from efficli.ops.sampling import Sampling, pick
+
+_GGML_F32 = 0
+_OUTPUT_BYTES = 1 << 25  # logits held at once by `logit_blocks`: 32 MiB
+_UBATCH = 512  # tokens computed at once; llama.cpp's own default
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What llama.cpp measured since the file was opened or `reset_timings`; milliseconds and tokens."""
+
+    load_ms: float
+    prompt_ms: float
+    prompt_tokens: int
+    decode_ms: float
+    decode_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote after a prompt: token ids, their text, and why it stopped ("end", "length" or "context")."""
+
+    tokens: tuple[int, ...]
+    text: str
+    stopped: str
+
+
+def available_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LlamaFile:
+    """A GGUF file opened by llama.cpp on the CPU; a context manager.
+
+    `ctx` tokens of context; `exact` keeps the KV cache in float32 and turns flash attention off (to compare with
+    PyTorch), otherwise llama.cpp's defaults run, as a user's would. `use_extra_bufts=False` refuses weight repacking
+    (less memory; the way round the AMX crash of gguf builds that do not fit their CPU). `embeddings` gives pooled
+    sentence vectors instead of logits; `vocab_only` reads the vocabulary and no weights.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        ctx: int = 512,
+        threads: int | None = None,
+        exact: bool = False,
+        use_extra_bufts: bool = True,
+        embeddings: bool = False,
+        vocab_only: bool = False,
+    ) -> None:
+        self.path, self.ctx, self.embeddings = Path(path), ctx, embeddings
+        self.threads = threads or available_threads()
+        self._model: Any = None
+        self._context: Any = None
+        self._lib = llama_cpp()
+        if not self.path.is_file():
+            raise CheckpointError("no such file", where=str(path))
+        self._load(vocab_only=vocab_only, use_extra_bufts=use_extra_bufts)
+        if not vocab_only:
+            try:
+                self._open_context(exact=exact)
+            except BaseException:
+                self.close()
+                raise
+
+    def _load(self, *, vocab_only: bool, use_extra_bufts: bool) -> None:
+        lib = self._lib
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0  # a certificate must not depend on the graphics card of whoever makes it
+        params.vocab_only = vocab_only
+        params.use_extra_bufts = use_extra_bufts
+        with captured_log() as log:
+            self._model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._model:
+            found = complaint(log, "llama.cpp could not load it and did not say why")
+            kind = UnsupportedError if "unknown" in found or "not supported" in found else CheckpointError
+            raise kind(f"llama.cpp refused it: {found}", where=str(self.path))
+        self._vocab = lib.llama_model_get_vocab(self._model)
+
+    def _open_context(self, *, exact: bool) -> None:
+        lib = self._lib
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.ctx
+        # A model without a cache (bert) needs its whole text in one micro-batch.
+        params.n_ubatch = self.ctx if self.embeddings else min(self.ctx, _UBATCH)
+        params.n_threads = params.n_threads_batch = self.threads
+        params.embeddings = self.embeddings
+        params.no_perf = False
+        params.n_outputs_max_per_seq = 0  # 1 by default: no logits of every position
+        if exact:
+            params.type_k = params.type_v = _GGML_F32
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        with captured_log() as log:
+            self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise FitError(
+                f"no context of {self.ctx} tokens: {complaint(log, 'out of memory')}",
+                where=str(self.path),
+                hint="ask for a shorter context",
+            )
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Free the model."""
+        self.close()
+
+    def close(self) -> None:
+        """Free context and model; more than once does no harm."""
+        if self._context:
+            self._lib.llama_free(self._context)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._context = self._model = None
+
+    # What the file is
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return int(self._lib.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """False where the file says `tokenizer.ggml.model = none`: token ids in, token ids out."""
+        return bool(self._lib.llama_vocab_type(self._vocab) != self._lib.LLAMA_VOCAB_TYPE_NONE)
+
+    @property
+    def trained_ctx(self) -> int:
+        """The context length that the file names."""
+        return int(self._lib.llama_model_n_ctx_train(self._model))
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream, and of an embedding."""
+        return int(self._lib.llama_model_n_embd(self._model))
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text, or None."""
+        token = int(self._lib.llama_vocab_bos(self._vocab))
+        return token if token >= 0 else None
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the file asks for the begin token before a text."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`."""
+        return self.metadata("general.architecture") or ""
+
+    def metadata(self, key: str) -> str | None:
+        """A scalar or string of the file's metadata, as llama.cpp prints it, or None."""
+        size = 1 << 12
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+            if length < size:
+                return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+            size = length + 1
+
+    # Text
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; `add_special` adds begin and end tokens as the file asks, `parse_special` reads
+        control tokens written out in the text."""
+        data = text.encode()
+        room = len(data) + 8
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            n = self._lib.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+            if n >= 0:
+                return list(ids[:n])
+            if n == -(1 << 31):
+                raise UsageError(f"a text of {len(data)} bytes is too long to tokenize", where=str(self.path))
+            room = -n
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token, which need not be whole characters; control tokens are empty unless `special`."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def ends(self, token: int) -> bool:
+        """Whether a model that writes this token has finished."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    # Numbers
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of one text: ids (n,) -> (n, vocab) float32, row t predicting token t + 1."""
+        blocks = list(self.logit_blocks(ids))
+        return np.concatenate([rows for _, rows in blocks]) if blocks else np.empty((0, self.vocab_size), np.float32)
+
+    def logit_blocks(
+        self, ids: Sequence[int], *, first: int = 0, rows: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Logits of positions first.. in blocks of `rows`: (position of the block's first row, (rows, vocab) float32).
+
+        Memory stays at one block (32 MiB by default) however large the vocabulary. Each block is a copy of its own.
+        """
+        self._check_ids(ids)
+        self.forget()
+        step = rows or max(16, _OUTPUT_BYTES // (4 * self.vocab_size))
+        if first:
+            self._decode(ids[:first], at=0, outputs="none")
+        for start in range(first, len(ids), step):
+            part = ids[start : start + step]
+            self._decode(part, at=start, outputs="all")
+            yield start, self._outputs(len(part))
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The pooled vector of one text, not normalised: ids (n,) -> (width,) float32. Needs `embeddings=True`."""
+        self._check_ids(ids)
+        self.forget()
+        self._decode(ids, at=0, outputs="all")
+        pointer = self._lib.llama_get_embeddings_seq(self._context, 0)
+        if not pointer:
+            raise UnsupportedError("the file names no pooling, so it has no vector for a text", where=str(self.path))
+        return np.ctypeslib.as_array(pointer, shape=(self.width,)).copy()
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        on_piece: Callable[[str], None] | None = None,
+        stop_at_end: bool = True,
+    ) -> Completion:
+        """Continue a prompt by up to `max_tokens`, greedily unless `sampling` says otherwise.
+
+        `on_piece` hears each token's text as it comes; bytes that are not yet a whole character wait for the next.
+        """
+        how = sampling or Sampling()
+        self._check_ids(ids)
+        self.forget()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        random, tokens, text, stopped = how.generator(), list[int](), "", "length"
+        self._decode(ids, at=0, outputs="last")
+        while len(tokens) < max_tokens:
+            token = pick(self._outputs(1)[0], how, random)
+            if stop_at_end and self.ends(token):
+                stopped = "end"
+                break
+            tokens.append(token)
+            piece = decoder.decode(self.piece(token)) if self.has_tokenizer else f" {token}"
+            text += piece
+            if piece and on_piece:
+                on_piece(piece)
+            if len(ids) + len(tokens) > self.ctx:
+                stopped = "context"
+                break
+            if len(tokens) < max_tokens:
+                self._decode([token], at=len(ids) + len(tokens) - 1, outputs="last")
+        rest = decoder.decode(b"", final=True)
+        if rest and on_piece:
+            on_piece(rest)
+        return Completion(tuple(tokens), text + rest, stopped)
+
+    # Running
+
+    def forget(self) -> None:
+        """Empty the cache: the next text starts at position 0."""
+        memory = self._lib.llama_get_memory(self._context)
+        if memory:  # bert has none
+            self._lib.llama_memory_clear(memory, True)
+
+    def timings(self) -> Timings:
+        """What llama.cpp measured since the last `reset_timings`."""
+        data = self._lib.llama_perf_context(self._context)
+        return Timings(data.t_load_ms, data.t_p_eval_ms, data.n_p_eval, data.t_eval_ms, data.n_eval)
+
+    def reset_timings(self) -> None:
+        """Start measuring anew."""
+        self._lib.llama_perf_context_reset(self._context)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not self._context:
+            raise ValueError("a LlamaFile that is closed, or holds a vocabulary only, cannot run")
+        if not ids:
+            raise UsageError("no tokens: the text is empty", where=str(self.path))
+        if len(ids) > self.ctx:
+            raise UsageError(f"{len(ids)} tokens do not fit a context of {self.ctx}", where=str(self.path))
+        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}", where=str(self.path))
+
+    def _decode(self, ids: Sequence[int], *, at: int, outputs: str) -> None:
+        """Run tokens at positions at..; `outputs`: logits of "all", the "last" or "none" of them."""
+        lib, n = self._lib, len(ids)
+        batch = lib.llama_batch_init(n, 0, 1)
+        try:
+            batch.n_tokens = n
+            for i, token in enumerate(ids):
+                batch.token[i], batch.pos[i] = token, at + i
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+                batch.logits[i] = outputs == "all" or (outputs == "last" and i == n - 1)
+            with captured_log() as log:
+                status = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if status == 1:
+            raise UsageError(f"{at + n} tokens do not fit a context of {self.ctx}", where=str(self.path))
+        if status:
+            found = complaint(log, f"status {status}")
+            raise EffiError(f"llama.cpp could not run {n} tokens: {found}", where=str(self.path))
+
+    def _outputs(self, rows: int) -> NDArray[np.float32]:
+        """A copy of the logits of the last decoded batch: (rows, vocab)."""
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.vocab_size)).copy()
