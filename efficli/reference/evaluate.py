@@ -131,13 +131,13 @@ def plot(log: Path, out: Path) -> None:
     figure.savefig(out)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Evaluate a folder and write what was found beside it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--log", type=Path, help="log.jsonl of the training run, for the loss curve")
     parser.add_argument("--samples", type=Path, help="write prompts and completions here")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     model, tokenizer = load(args.folder)
     code, prose = ((TEXT / f"evaluation-{kind}.txt").read_text() for kind in ("code", "prose"))
     share, samples = parse_share(model, tokenizer, code)

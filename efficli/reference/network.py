@@ -50,6 +50,20 @@ class Shape:
         }
 
 
+TWIN = Shape(
+    vocab_size=1001,
+    hidden_size=96,
+    intermediate_size=288,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+)
+"""The awkward twin of the tests: untied, odd vocabulary, rows that 256-wide blocks do not divide."""
+
+
 def rotary(shape: Shape, length: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions 0..length-1, each (length, head_dim)."""
     frequency = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
@@ -133,7 +147,7 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (batch, time) -> normed residual stream (batch, time, hidden)."""
-        cos, sin = rotary(self.shape, tokens.shape[1])
+        cos, sin = (table.to(tokens.device) for table in rotary(self.shape, tokens.shape[1]))
         x = self.embed_tokens(tokens)
         for layer in self.layers:
             x = layer(x, cos, sin)

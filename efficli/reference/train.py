@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 
 from efficli.reference.corpus import Document, documents
-from efficli.reference.network import Llama, Shape
+from efficli.reference.network import TWIN, Llama, Shape
 
 END = "<|endoftext|>"
+TURNS = ("<|im_start|>", "<|im_end|>")
+"""Marks of a chat turn; only the twin has them, as added tokens past its BPE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,29 +64,51 @@ def train_tokenizer(found: list[Document], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         (d.text for d in found if d.slice == "train"),
         trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - (0 if vocab_size == Shape().vocab_size else len(TURNS)),
             special_tokens=[END],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
+    if vocab_size < Shape().vocab_size:  # the twin speaks in turns
+        tokenizer.add_special_tokens(list(TURNS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", pair=f"{END} $A {END} $B", special_tokens=[(END, 0)]
     )
     return tokenizer
 
 
+def prepare(work: Path, shape: Shape) -> None:
+    """Write tokenizer.json and tokens.npz into `work`, once: with them a run needs no text, on any machine."""
+    if (work / "tokens.npz").exists():
+        return
+    found = documents()
+    tokenizer_file = work / "tokenizer.json"
+    if not tokenizer_file.exists():
+        train_tokenizer(found, shape.vocab_size).save(str(tokenizer_file))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    arrays: dict[str, NDArray[np.uint16 | np.int64]] = {}
+    for kind in ("code", "prose"):
+        texts = [d.text for d in found if d.slice == "train" and d.kind == kind]
+        encoded = [np.array(e.ids, dtype=np.uint16) for e in tokenizer.encode_batch(texts)]
+        arrays[kind] = np.concatenate(encoded)
+        arrays[f"{kind}_ends"] = np.cumsum([len(e) for e in encoded])
+    with (work / "tokens.partial").open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    (work / "tokens.partial").replace(work / "tokens.npz")
+
+
 class Batches:
     """Packed token batches; documents are shuffled anew each epoch, and END stands before each of them."""
 
-    def __init__(self, found: list[Document], tokenizer: Tokenizer, plan: Plan) -> None:
-        self.random = np.random.default_rng(plan.seed)
+    def __init__(self, tokens: Path, plan: Plan, done: int) -> None:
+        self.random = np.random.default_rng(plan.seed + done)
         self.code_share = plan.code_share
-        self.ids: dict[str, list[NDArray[np.int64]]] = {"code": [], "prose": []}
         self.queue: dict[str, NDArray[np.int64]] = {}
-        train = [d for d in found if d.slice == "train"]
-        for document, encoded in zip(train, tokenizer.encode_batch([d.text for d in train]), strict=True):
-            self.ids[document.kind].append(np.array(encoded.ids, dtype=np.int64))
+        with np.load(tokens) as arrays:
+            self.ids = {
+                kind: np.split(arrays[kind].astype(np.int64), arrays[f"{kind}_ends"][:-1]) for kind in ("code", "prose")
+            }
 
     def row(self, kind: str, length: int) -> NDArray[np.int64]:
         """The next `length` + 1 ids of one kind."""
@@ -116,32 +139,29 @@ def write_whole(path: Path, state: dict[str, Any]) -> None:
     """Save under another name, then rename."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
-def train(work: Path, plan: Plan, init: Path | None, save_seconds: float = 240.0) -> Llama:
-    """Run `plan` in `work`, going on from its state if there is one; returns the trained model."""
-    found = documents()
-    tokenizer_file = work / "tokenizer.json"
-    if not tokenizer_file.exists():
-        train_tokenizer(found, Shape().vocab_size).save(str(tokenizer_file))
-    batches = Batches(found, Tokenizer.from_file(str(tokenizer_file)), plan)
+def train(work: Path, plan: Plan, shape: Shape, init: Path | None, device: str, save_seconds: float = 240.0) -> None:
+    """Run `plan` in `work`, going on from its state if there is one; the state is what it leaves behind."""
+    prepare(work, shape)
     torch.manual_seed(plan.seed)
-    model = Llama(Shape())
+    model = Llama(shape).to(device)
     rules = optimizers(model, plan)
     done, state_file = 0, work / "state.pt"
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for rule, saved in zip(rules, state["rules"], strict=True):
             rule.load_state_dict(saved)
         done = state["done"]
-        batches.random = np.random.default_rng(plan.seed + done)
     elif init:
         model.load_state_dict({k: v.float() for k, v in load_file(init).items()}, strict=False)
 
+    batches = Batches(work / "tokens.npz", plan, done)
+
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             logits = model(rows[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
@@ -153,7 +173,7 @@ def train(work: Path, plan: Plan, init: Path | None, save_seconds: float = 240.0
             for rule in rules:
                 for group in rule.param_groups:
                     group["lr"] = group.setdefault("peak", group["lr"]) * plan.rate(done)
-            loss = step_loss(batches.batch(plan.batch, plan.sequence(done)))
+            loss = step_loss(batches.batch(plan.batch, plan.sequence(done)).to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for rule in rules:
@@ -169,20 +189,6 @@ def train(work: Path, plan: Plan, init: Path | None, save_seconds: float = 240.0
                 rule_states = [rule.state_dict() for rule in rules]
                 write_whole(state_file, {"model": model.state_dict(), "rules": rule_states, "done": done})
                 saved_at = time.monotonic()
-    return model
-
-
-def save_checkpoint(model: Llama, folder: Path) -> None:
-    """Write `model` as a Hugging Face checkpoint in bfloat16: safetensors and config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tied = model.shape.tie_word_embeddings
-    weights = {
-        name: weight.to(torch.bfloat16).contiguous()
-        for name, weight in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(model.shape.to_config(), indent=2) + "\n")
 
 
 def main() -> None:
@@ -196,7 +202,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="model.safetensors to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path, help="write the checkpoint here")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--twin", action="store_true", help="the awkward twin of the tests instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -207,9 +214,7 @@ def main() -> None:
         adam_rate=args.adam_rate,
         seed=args.seed,
     )
-    model = train(args.work, plan, args.init)
-    if args.output:
-        save_checkpoint(model, args.output)
+    train(args.work, plan, TWIN if args.twin else Shape(), args.init, args.device)
 
 
 if __name__ == "__main__":
