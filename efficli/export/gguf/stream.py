@@ -1,0 +1,300 @@
+"""Stream a checkpoint's tensors through the encoder into files, with every core.
+
+Threads take slabs (runs of rows) in order. A slab is read, checked, encoded and written at its known place by the
+thread that took it; only the hashes wait for their turn. Memory is a few slabs per thread, whatever the model's size,
+and the bytes do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficli.checkpoint import Checkpoint
+from efficli.errors import CheckpointError, FitError
+from efficli.export.gguf.encode import NotFiniteError, Scratch, Target, encode_slab, not_finite, target_of
+from efficli.export.gguf.layout import OutTensor
+from efficli.export.gguf.source import rows as source_rows
+from efficli.export.gguf.types import TypeChoice
+from efficli.progress import Progress
+
+SLAB_WEIGHTS = 1 << 20
+"""Weights that a thread takes at a time."""
+
+_DIRECT = MappingProxyType({"BF16": np.uint16, "F16": np.float16, "F32": np.float32})
+
+
+class Sink(Protocol):
+    """An output file, as the threads see it."""
+
+    choice: TypeChoice
+    offsets: Mapping[str, int]
+    """Where each tensor's data begins."""
+
+    def write(self, data: NDArray[np.uint8], offset: int) -> None:
+        """Write all of `data` at `offset`; from any thread."""
+
+    def hash(self, tensor: str, data: NDArray[np.uint8], offset: int) -> None:
+        """Add to the hashes; in the order of the file."""
+
+
+class _AbortedError(Exception):
+    """Another slab failed, before this one in order."""
+
+
+class _Turns:
+    """Lets slabs through in order."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.next = 0
+
+    def take(self, index: int, failed_at: Callable[[], float], action: Callable[[], None]) -> None:
+        """Wait until every slab before `index` went through, then act; _AbortedError if one of them failed."""
+        with self.condition:
+            self.condition.wait_for(lambda: self.next == index or failed_at() < index)
+            if self.next != index:
+                raise _AbortedError
+        action()
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Let the next one through."""
+        with self.condition:
+            self.next += 1
+            self.condition.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """Rows [start, stop) of a tensor, all leading axes counted as rows; `part` of `parts` of the tensor."""
+
+    index: int
+    tensor: OutTensor
+    start: int
+    stop: int
+    part: int
+    parts: int
+
+
+@dataclass(slots=True)
+class Job:
+    """Everything that the threads share."""
+
+    ckpt: Checkpoint
+    tensors: Sequence[OutTensor]
+    files: Sequence[Sink]
+    progress: Progress
+    source_hashes: dict[str, Any] = field(default_factory=dict)
+    """hashlib objects by name of the tensor in the checkpoint."""
+    failure: tuple[float, BaseException | None] = (float("inf"), None)
+    """The first slab in order that failed."""
+    _owners: dict[str, str] = field(default_factory=dict)
+    _descriptors: dict[Path, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _reading: _Turns = field(default_factory=_Turns)
+    _writing: _Turns = field(default_factory=_Turns)
+
+    def run(self, threads: int) -> None:
+        """Work until all is written; raises what the first failing slab raised."""
+        for tensor in self.tensors:
+            for name in tensor.sources:
+                if name not in self._owners:
+                    self._owners[name] = tensor.name
+                    self.source_hashes[name] = hashlib.sha256()
+        slabs = iter(list(_plan(self.tensors)))
+        workers = [threading.Thread(target=self._work, args=(slabs,), name=f"encode-{n}") for n in range(threads)]
+        started = []
+        try:
+            for worker in workers:
+                try:
+                    worker.start()
+                except RuntimeError:
+                    # no memory for one more stack
+                    break
+                started.append(worker)
+            if not started:
+                self._work(slabs)
+            for worker in started:
+                worker.join()
+        except BaseException:
+            self._fail(-1, None)
+            for worker in started:
+                worker.join()
+            raise
+        if self.failure[1] is not None:
+            raise self.failure[1]
+
+    def close(self) -> None:
+        """Close the checkpoint's files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def _work(self, slabs: Iterator[_Slab]) -> None:
+        """One thread: slab after slab."""
+        scratch = Scratch()
+        while True:
+            with self._lock:
+                slab = next(slabs, None)
+            if slab is None or self.failure[0] < slab.index:
+                return
+            try:
+                self._do(slab, scratch)
+            except _AbortedError:
+                return
+            except MemoryError:
+                self._fail(slab.index, FitError(f"out of memory while writing {slab.tensor.name}"))
+                return
+            except BaseException as error:  # noqa: BLE001 (raised again by the thread that started us)
+                self._fail(slab.index, error)
+                return
+
+    def _fail(self, index: float, error: BaseException | None) -> None:
+        with self._lock:
+            if index < self.failure[0]:
+                self.failure = (index, error)
+        for turns in (self._reading, self._writing):
+            with turns.condition:
+                turns.condition.notify_all()
+
+    def _failed_at(self) -> float:
+        return self.failure[0]
+
+    def _do(self, slab: _Slab, scratch: Scratch) -> None:
+        """Read, hash, check, encode, write one slab."""
+        tensor = slab.tensor
+        raw = self._read(slab, scratch)
+        pieces = self._source_bytes(slab, raw, scratch)
+        self._reading.take(slab.index, self._failed_at, lambda: self._hash_sources(pieces))
+        targets, uses = self._targets(slab)
+        try:
+            encoded = encode_slab(tensor, raw, targets, scratch)
+        except NotFiniteError:
+            raise not_finite(self.ckpt, tensor.sources) from None
+        for file, use in zip(self.files, uses, strict=True):
+            data = encoded[use]
+            file.write(data, file.offsets[tensor.name] + slab.start * (data.nbytes // (slab.stop - slab.start)))
+        self._writing.take(slab.index, self._failed_at, lambda: self._hash_outputs(slab, encoded, uses))
+
+    def _hash_sources(self, pieces: list[tuple[str, NDArray[np.uint8]]]) -> None:
+        for name, data in pieces:
+            self.source_hashes[name].update(data)
+
+    def _hash_outputs(self, slab: _Slab, encoded: list[NDArray[np.uint8]], uses: list[int]) -> None:
+        for file, use in zip(self.files, uses, strict=True):
+            data = encoded[use]
+            row = data.nbytes // (slab.stop - slab.start)
+            file.hash(slab.tensor.name, data, file.offsets[slab.tensor.name] + slab.start * row)
+        self.progress.advance((slab.stop - slab.start) * slab.tensor.shape[-1])
+
+    def _targets(self, slab: _Slab) -> tuple[list[Target], list[int]]:
+        """The distinct encodings that the files want of this slab, and which of them each file takes."""
+        targets: list[Target] = []
+        seen: dict[tuple[str, int, bool], int] = {}
+        uses = []
+        for file in self.files:
+            choice, name = file.choice, slab.tensor.name
+            weights = None if choice.imatrix is None else choice.imatrix.get(name)
+            kind = choice.types[name]
+            key = (kind, id(weights), choice.allow_non_ternary)
+            if key not in seen:
+                seen[key] = len(targets)
+                targets.append(target_of(kind, _expert(weights, slab), choice.allow_non_ternary))
+            uses.append(seen[key])
+        return targets, uses
+
+    def _read(self, slab: _Slab, scratch: Scratch) -> NDArray[np.generic]:
+        """The slab's rows (r, c) as they are in the checkpoint, transformed where the format wants that."""
+        tensor, columns = slab.tensor, slab.tensor.shape[-1]
+        if not self._is_direct(tensor):
+            return source_rows(self.ckpt, tensor, slab.start, slab.stop).reshape(-1, columns)
+        ref = self.ckpt.tensors[tensor.sources[0]]
+        dtype = np.dtype(_DIRECT[ref.dtype])
+        row = columns * dtype.itemsize
+        buffer = scratch.bytes("raw", (slab.stop - slab.start) * row)
+        self._pread(ref.file, ref.offset + slab.start * row, buffer)
+        return buffer.view(dtype).reshape(-1, columns)
+
+    def _is_direct(self, tensor: OutTensor) -> bool:
+        """Whether the tensor's rows are exactly those of its one source."""
+        if tensor.transform != "copy" or len(tensor.sources) != 1:
+            return False
+        ref = self.ckpt.tensors[tensor.sources[0]]
+        return ref.shape == tensor.shape and ref.dtype in _DIRECT
+
+    def _source_bytes(
+        self, slab: _Slab, raw: NDArray[np.generic], scratch: Scratch
+    ) -> list[tuple[str, NDArray[np.uint8]]]:
+        """What to hash with this slab: the bytes of its tensor's sources, in order, are spread over its parts."""
+        tensor = slab.tensor
+        owned = [name for name in dict.fromkeys(tensor.sources) if self._owners[name] == tensor.name]
+        if owned and self._is_direct(tensor):
+            return [(owned[0], raw.reshape(-1).view(np.uint8))]
+        refs = [self.ckpt.tensors[name] for name in owned]
+        total = sum(ref.nbytes for ref in refs)
+        start, stop = (total * part // slab.parts for part in (slab.part, slab.part + 1))
+        buffer = scratch.bytes("source", stop - start)
+        pieces = []
+        begin = filled = 0
+        for name, ref in zip(owned, refs, strict=True):
+            first, last = max(start, begin), min(stop, begin + ref.nbytes)
+            if first < last:
+                piece = buffer[filled : filled + last - first]
+                self._pread(ref.file, ref.offset + first - begin, piece)
+                pieces.append((name, piece))
+                filled += last - first
+            begin += ref.nbytes
+        return pieces
+
+    def _pread(self, path: Path, offset: int, buffer: NDArray[np.uint8]) -> None:
+        """Fill `buffer` from the file; CheckpointError if it ends before."""
+        with self._lock:
+            descriptor = self._descriptors.get(path)
+            if descriptor is None:
+                descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        view = memoryview(buffer)
+        while view:
+            got = os.preadv(descriptor, [view], offset)
+            if not got:
+                raise CheckpointError(f"{path.name}: input changed while reading, it is shorter now")
+            view, offset = view[got:], offset + got
+
+
+def num_rows(tensor: OutTensor) -> int:
+    """Rows of a tensor, all leading axes together."""
+    return tensor.num_elements // tensor.shape[-1]
+
+
+def _plan(tensors: Sequence[OutTensor]) -> Iterator[_Slab]:
+    """Cut the tensors into slabs of whole rows; whole heads where rows are permuted, never across experts."""
+    index = 0
+    for tensor in tensors:
+        rows, columns = num_rows(tensor), tensor.shape[-1]
+        unit = tensor.shape[0] // tensor.heads if tensor.transform == "permute" and tensor.heads else 1
+        step = max(1, SLAB_WEIGHTS // (columns * unit)) * unit
+        group = tensor.shape[-2] if len(tensor.shape) > 2 else rows
+        cuts = [
+            (first + n, first + min(n + step, group)) for first in range(0, rows, group) for n in range(0, group, step)
+        ]
+        for part, (start, stop) in enumerate(cuts):
+            yield _Slab(index, tensor, start, stop, part, len(cuts))
+            index += 1
+
+
+def _expert(weights: NDArray[np.float32] | None, slab: _Slab) -> NDArray[np.float32] | None:
+    """The importance of the columns of the slab's expert; of all columns where there are no experts."""
+    columns = slab.tensor.shape[-1]
+    if weights is None or weights.size == columns:
+        return weights
+    number = slab.start // slab.tensor.shape[-2]
+    expert = weights.reshape(-1)[number * columns : (number + 1) * columns]
+    return expert if expert.size == columns else None

@@ -1,0 +1,257 @@
+"""Which type each tensor gets: llama.cpp's file types by name, and its own choice per tensor.
+
+The choice is llama.cpp's, not ours: its quantizer's dry run reads a file that holds our metadata and tensor table and
+nothing else (`ops.dry_run`). What is added: refusals where llama.cpp would abort, drop a wish or write garbage.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from gguf import GGUFValueType
+from numpy.typing import NDArray
+
+from efficli.errors import UsageError, did_you_mean
+from efficli.export.gguf.header import StoredTensor, lay_out
+from efficli.export.gguf.layout import Metadata, OutTensor, u32
+from efficli.ops.child import run_child
+from efficli.ops.dry_run import Question
+from efficli.ops.ggml import TYPE_IDS, block_size, numbered, row_bytes
+
+FILE_TYPES: Mapping[str, int] = numbered(
+    """
+    F32 0 F16 1 BF16 32 Q8_0 7 Q4_0 2 Q4_1 3 Q5_0 8 Q5_1 9 Q2_K 10 Q2_K_S 21 Q3_K_S 11 Q3_K_M 12 Q3_K_L 13
+    Q4_K_S 14 Q4_K_M 15 Q5_K_S 16 Q5_K_M 17 Q6_K 18 IQ1_S 24 IQ1_M 31 IQ2_XXS 19 IQ2_XS 20 IQ2_S 28 IQ2_M 29
+    IQ3_XXS 23 IQ3_XS 22 IQ3_S 26 IQ3_M 27 IQ4_XS 30 IQ4_NL 25 TQ1_0 36 TQ2_0 37 Q1_0 40 Q2_0 41 MXFP4_MOE 38
+    """
+)
+"""llama.cpp's file types by name, with their numbers (enum llama_ftype): the value of `general.file_type`."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+"""Names that llama.cpp accepts for another."""
+
+TERNARY = frozenset({"TQ1_0", "TQ2_0", "Q2_0", "Q1_0"})
+"""Types that pack weights of two or three values a block, and ruin others."""
+
+_PLAIN = frozenset({"F32", "F16", "BF16"})
+_WANTS_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+_LOW_BIT_OUTPUT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M"})
+_ENDS = frozenset({"token_embd.weight", "output.weight"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeRequest:
+    """What the user asked for: a file type, and exceptions from it."""
+
+    type: str
+    """A name of `FILE_TYPES` or `ALIASES`, any case."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """(regular expression, type): searched in the tensor's name, the first that matches wins."""
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+    """Every tensor the same type, no mixture."""
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None
+    """Importance matrix: tensor name -> mean square of each input column (experts one after the other)."""
+    allow_non_ternary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A tensor whose rows do not fill the blocks of the type that it should have."""
+
+    tensor: str
+    wanted: str
+    got: str
+    columns: int
+
+    def __str__(self) -> str:
+        block = block_size(self.wanted)
+        return f"{self.tensor}: rows of {self.columns} do not fill the blocks of {block} of {self.wanted}: {self.got}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeChoice:
+    """The types of one file: ggml's type name of every tensor, and what differs from the wish."""
+
+    type: str
+    types: Mapping[str, str]
+    fallbacks: tuple[Fallback, ...] = ()
+    imatrix: Mapping[str, NDArray[np.float32]] | None = field(default=None, repr=False)
+    allow_non_ternary: bool = False
+
+    @property
+    def file_type(self) -> int:
+        """The value of `general.file_type`."""
+        return FILE_TYPES[self.type]
+
+    def nbytes(self, tensors: Iterable[OutTensor]) -> int:
+        """Bytes of the tensors' data, without alignment."""
+        return sum(t.num_elements // t.shape[-1] * row_bytes(self.types[t.name], t.shape[-1]) for t in tensors)
+
+
+def file_type(name: str) -> str:
+    """The canonical name of a file type ("q4_k" -> "Q4_K_M"); UsageError with the nearest names otherwise."""
+    upper = name.strip().upper()
+    upper = ALIASES.get(upper, upper)
+    if upper not in FILE_TYPES:
+        near = did_you_mean(upper.lower(), [known.lower() for known in FILE_TYPES])
+        hint = near.upper().replace("DID YOU MEAN", "did you mean").replace(" OR ", " or ") if near else None
+        raise UsageError(f"unknown type '{name}'", hint=hint or f"one of {', '.join(FILE_TYPES)}")
+    return upper
+
+
+def tensor_type(name: str) -> str:
+    """The canonical name of a tensor's type ("q8_0" -> "Q8_0"); UsageError for a name that is none (as Q4_K_M)."""
+    upper = name.strip().upper()
+    if upper not in TYPE_IDS:
+        kind = "a mixture for whole files" if upper in FILE_TYPES else "unknown"
+        raise UsageError(f"type '{name}' of a tensor: {kind}, expected one of {', '.join(TYPE_IDS)}")
+    return upper
+
+
+def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequest) -> TypeChoice:
+    """The type of every tensor, as llama.cpp's quantizer chooses from F32.
+
+    UsageError: unknown type, an override that no tensor takes, rows that an explicitly given type cannot hold, a type
+    that needs an importance matrix and has none. MissingExtra without llama-cpp-python.
+    """
+    name = file_type(request.type)
+    output = tensor_type(request.output_tensor_type) if request.output_tensor_type else None
+    embedding = tensor_type(request.token_embedding_type) if request.token_embedding_type else None
+    overrides = tuple((pattern, tensor_type(kind)) for pattern, kind in request.overrides)
+    _check_patterns(overrides, tensors)
+    _check_rows("output.weight", output, tensors)
+    _check_rows("token_embd.weight", embedding, tensors)
+    ftype, pure = FILE_TYPES[name], request.pure
+    if overrides and name in _PLAIN:
+        # llama.cpp ignores overrides for these; asked as "all Q8_0, but the rest of it F16" it applies them
+        ftype, pure, overrides = FILE_TYPES["Q8_0"], True, (*overrides, (".*", name))
+    with tempfile.TemporaryDirectory(prefix="efficli-types-") as folder:
+        header = Path(folder) / "header.gguf"
+        _write_header(header, metadata, tensors)
+        question = Question(
+            header=str(header),
+            ftype=ftype,
+            pure=pure,
+            output_tensor_type=output,
+            token_embedding_type=embedding,
+            overrides=overrides,
+            with_imatrix=request.imatrix is not None,
+        )
+        answer = run_child("efficli.ops.dry_run:choose", asdict(question), what="choosing types", timeout_s=120)
+    types: dict[str, str] = {t.name: "F32" if t.keep_f32 else answer["types"][t.name] for t in tensors}
+    given = [p for p, _ in overrides] + ["output"] * (output is not None) + ["embd"] * (embedding is not None)
+    fallbacks = _fallbacks(name, tensors, types, answer["fallbacks"], given)
+    choice = TypeChoice(
+        type=name,
+        types=types,
+        fallbacks=fallbacks,
+        imatrix=request.imatrix,
+        allow_non_ternary=request.allow_non_ternary,
+    )
+    _check_imatrix(choice, tensors)
+    return choice
+
+
+def _write_header(path: Path, metadata: Metadata, tensors: list[OutTensor]) -> None:
+    """A file with our metadata and F32 tensors whose data is a hole; the vocabulary is left out, only its size told."""
+    arch = metadata["general.architecture"].value
+    kept = {
+        key: value
+        for key, value in metadata.items()
+        if key == "general.architecture" or not (key.startswith(("general.", "tokenizer.")) and _is_long(value.type))
+    }
+    if f"{arch}.vocab_size" not in kept:
+        rows = [t.shape[0] for t in tensors if t.name == "token_embd.weight"]
+        kept[f"{arch}.vocab_size"] = u32(rows[0] if rows else 1)
+    stored = [StoredTensor(t.name, t.shape, TYPE_IDS["F32"], t.num_elements * 4) for t in tensors]
+    layout = lay_out(kept, stored)
+    with path.open("wb") as file:
+        file.write(layout.head)
+        file.truncate(layout.nbytes)
+
+
+def _is_long(kind: GGUFValueType) -> bool:
+    return kind in (GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+def _check_patterns(overrides: tuple[tuple[str, str], ...], tensors: list[OutTensor]) -> None:
+    """An override that no weight takes is a wish that would be dropped silently."""
+    weights = [t.name for t in tensors if len(t.shape) > 1 and not t.keep_f32]
+    for pattern, _ in overrides:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"'{pattern}' is not a regular expression: {error}") from None
+        if not any(expression.search(name) for name in weights):
+            hint = did_you_mean(pattern, weights) or f"names look like {', '.join(repr(n) for n in weights[1:4])}"
+            raise UsageError(f"'{pattern}' matches no weight of this model", hint=hint)
+
+
+def _check_rows(tensor: str, kind: str | None, tensors: list[OutTensor]) -> None:
+    """An explicit type for the ends of the model gets no fallback: llama.cpp would abort."""
+    for columns in [t.shape[-1] for t in tensors if t.name == tensor and kind is not None]:
+        if columns % block_size(str(kind)):
+            raise UsageError(f"{tensor}: rows of {columns}, {kind} needs a multiple of {block_size(str(kind))}")
+
+
+def _fallbacks(
+    name: str,
+    tensors: list[OutTensor],
+    types: Mapping[str, str],
+    told: Mapping[str, tuple[str, str]],
+    given: list[str],
+) -> tuple[Fallback, ...]:
+    """What llama.cpp tells, and what it does without telling: output matrices whose rows do not fit become Q8_0.
+
+    `given` are patterns of tensors whose type the user chose.
+    """
+    found = []
+    silent = "Q5_K" if name in _LOW_BIT_OUTPUT else "Q6_K"
+    for tensor in tensors:
+        columns, got = tensor.shape[-1], types[tensor.name]
+        if tensor.name in told and not tensor.keep_f32:
+            found.append(Fallback(tensor.name, told[tensor.name][0], got, columns))
+        elif (
+            tensor.name in _ENDS
+            and got == "Q8_0"
+            and name not in {*_PLAIN, "Q8_0", "MXFP4_MOE"}
+            and columns % 256
+            and not any(re.search(pattern, tensor.name) for pattern in given)
+        ):
+            found.append(Fallback(tensor.name, silent, got, columns))
+    return tuple(found)
+
+
+def _check_imatrix(choice: TypeChoice, tensors: list[OutTensor]) -> None:
+    """Refuse very low bits without an importance matrix (garbage, says llama.cpp), and a matrix of another model."""
+    for tensor in tensors:
+        kind = choice.types[tensor.name]
+        needs = kind in _WANTS_IMATRIX or (kind == "Q2_K" and choice.type == "Q2_K_S")
+        if choice.imatrix is None:
+            if needs and tensor.name not in _ENDS:
+                raise UsageError(
+                    f"{choice.type} needs an importance matrix: {tensor.name} becomes {kind}",
+                    hint="give one with --imatrix FILE, or have it computed with --imatrix auto",
+                )
+            continue
+        if kind in _PLAIN:
+            continue
+        weights = choice.imatrix.get(tensor.name)
+        if weights is None:
+            if needs and tensor.name not in _ENDS:
+                raise UsageError(f"the importance matrix has nothing for {tensor.name}, which becomes {kind}")
+            continue
+        expected = tensor.shape[-1] * (tensor.shape[0] if len(tensor.shape) == 3 else 1)
+        if weights.size != expected and tensor.name not in _ENDS:
+            raise UsageError(
+                f"the importance matrix has {weights.size} columns for {tensor.name}, which has {expected}",
+                hint="it was computed from another model",
+            )
