@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from gguf import GGUFValueType
 
-Transform = Literal["copy", "permute", "add_one", "transpose", "stack", "constant"]
+Transform = Literal["copy", "permute", "add_one", "transpose", "stack", "slice", "constant"]
 """How sources become an output tensor.
 
-copy: the source as it is, possibly cut or zero-padded to `shape[0]` rows. permute: rows of each head from half-split to interleaved rotary
-order. add_one: w + 1 (Gemma norms). transpose: (in, out) -> (out, in) (GPT-2 Conv1D). stack: sources (rows, cols)
-stacked to (n, rows, cols) (experts). constant: `values`, no source.
+copy: the source as it is, possibly cut or zero-padded to `shape[0]` rows. permute: rows of each head from half-split to
+interleaved rotary order. add_one: w + 1 (Gemma norms). transpose: (in, out) -> (out, in) (GPT-2 Conv1D). stack: sources
+(rows, cols) stacked to (n, rows, cols) (experts). slice: rows `span` of the middle axis of one source (n, rows, cols)
+(experts with gate and up together). constant: `values`, no source.
 """
 
 
@@ -64,6 +65,8 @@ class OutTensor:
     transform: Transform = "copy"
     heads: int = 0
     """Number of heads, for `permute`."""
+    span: tuple[int, int] = (0, 0)
+    """First and last (exclusive) row of each expert, for `slice`."""
     values: tuple[float, ...] = ()
     """The data, for `constant`."""
     keep_f32: bool = False
