@@ -8,22 +8,37 @@ set -euo pipefail
 python=${1:-python3}
 version=${LLAMA_CPP_PYTHON_VERSION:-0.3.36}
 
-if "$python" -c "import llama_cpp, sys; sys.exit(llama_cpp.__version__ != '$version')" 2>/dev/null; then
+if "$python" -c "import importlib.metadata as m, sys; sys.exit(m.version('llama-cpp-python') != '$version')" 2>/dev/null &&
+  "$python" -c "import llama_cpp" 2>/dev/null; then
   exit 0
 fi
 
 flags=()
-cpuinfo() { grep -qw "$1" /proc/cpuinfo 2>/dev/null; }
-cpuinfo avx512f && flags+=(-DGGML_AVX512=ON)
-cpuinfo avx512_vbmi && flags+=(-DGGML_AVX512_VBMI=ON)
-cpuinfo avx512_vnni && flags+=(-DGGML_AVX512_VNNI=ON)
-cpuinfo avx512_bf16 && flags+=(-DGGML_AVX512_BF16=ON)
+if [[ $(uname -m) == x86_64 && -r /proc/cpuinfo ]]; then
+  set_of() { # set_of CPUINFO_NAME CMAKE_NAME: both ways, because cmake's own default is on for the older sets
+    if grep -qw "$1" /proc/cpuinfo; then flags+=("-DGGML_$2=ON"); else flags+=("-DGGML_$2=OFF"); fi
+  }
+  set_of sse4_2 SSE42
+  set_of avx AVX
+  set_of avx2 AVX2
+  set_of fma FMA
+  set_of f16c F16C
+  set_of bmi2 BMI2
+  set_of avx512f AVX512
+  set_of avx512_vnni AVX512_VNNI
+  set_of avx512_bf16 AVX512_BF16
+fi
 
-# The wheel is kept by compiler flags, so that another CPU builds its own.
+# The wheel is kept by version, Python and compiler flags, so that another CPU builds its own.
 key=$(printf '%s\n' "$version" "$(uname -m)" "$("$python" -c 'import sys; print(sys.implementation.cache_tag)')" \
   "${flags[@]:-}" | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/efficli/wheels/$key
 if ! compgen -G "$cache/*.whl" >/dev/null; then
+  if ! command -v "${CXX:-c++}" >/dev/null; then
+    echo "error: no C++ compiler (${CXX:-c++}) to build llama-cpp-python $version" >&2
+    echo "hint: apt-get install g++" >&2
+    exit 1
+  fi
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   printf 'set(LLAMA_BUILD_COMMON OFF)\n' >"$work/nocommon.cmake"
@@ -31,6 +46,9 @@ if ! compgen -G "$cache/*.whl" >/dev/null; then
   export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_UNITY_BUILD=ON -DCMAKE_PROJECT_INCLUDE=$work/nocommon.cmake -DGGML_NATIVE=OFF ${flags[*]:-}"
   "$python" -m pip wheel -q --no-deps --no-cache-dir --no-binary llama-cpp-python -w "$work/wheel" "llama-cpp-python==$version"
   mkdir -p "$cache"
-  mv "$work"/wheel/llama_cpp_python-*.whl "$cache/"
+  # Whole or absent: another set-up may be looking at the same moment.
+  mv "$work"/wheel/llama_cpp_python-*.whl "$work/"
+  cp "$work"/llama_cpp_python-*.whl "$cache/.partial-$$"
+  mv "$cache/.partial-$$" "$cache/$(basename "$work"/llama_cpp_python-*.whl)"
 fi
 "$python" -m pip install -q --no-deps --force-reinstall "$cache"/llama_cpp_python-*.whl
