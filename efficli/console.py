@@ -1,0 +1,145 @@
+"""What a person sees: progress, notes, tables and errors on stderr; data on stdout. The only importer of rich."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from efficli.errors import EffiError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+MIB = 1 << 20
+
+
+class Terminal:
+    """Where a command writes; it is also the `efficli.progress.Progress` that long work reports to.
+
+    `as_json`: one JSON object on stdout and no tables. `verbosity`: below 0 neither progress nor notes, above 0 also
+    what each task took. A bar is drawn only where stderr is a terminal. `NO_COLOR` is honoured, and so is `color`.
+    """
+
+    def __init__(self, *, as_json: bool = False, verbosity: int = 0, color: bool = True) -> None:
+        self.as_json = as_json
+        self.verbosity = verbosity
+        self.color = color and not os.environ.get("NO_COLOR")
+        self._console: Console | None = None
+        self._bar: Bar | None = None
+        self._id: TaskID | None = None
+        self._task = ""
+        self._begin = 0.0
+
+    @property
+    def console(self) -> Console:
+        """rich's view of stderr, made when first needed: importing rich costs more than printing a line."""
+        if self._console is None:
+            from rich.console import Console
+
+            plain = not sys.stderr or not sys.stderr.isatty()
+            width = int(os.environ.get("COLUMNS") or 120) if plain else None
+            self._console = Console(stderr=True, no_color=not self.color, width=width, highlight=False, soft_wrap=plain)
+        return self._console
+
+    def start(self, task: str, total: float, unit: str = "") -> None:
+        """Begin a task of `total` units; drawn as a bar with the time left."""
+        self.finish()
+        self._task, self._begin = task, time.monotonic()
+        if self.verbosity < 0 or not sys.stderr or not sys.stderr.isatty():
+            return
+        self._bar = _bar(self.console, unit)
+        self._id = self._bar.add_task(task, total=total or None, unit=unit)
+        self._bar.start()
+
+    def advance(self, amount: float) -> None:
+        """`amount` more units are done."""
+        if self._bar is not None and self._id is not None:
+            self._bar.advance(self._id, amount)
+
+    def finish(self) -> None:
+        """Take the bar away; with -v, say what the task took."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._task and self.verbosity > 0:
+            self._line(f"{self._task}: {time.monotonic() - self._begin:.1f} s")
+        self._bar, self._id, self._task = None, None, ""
+
+    def note(self, message: str) -> None:
+        """A line that a user should read: a fallback, a warning, a decision."""
+        if self.verbosity >= 0:
+            self._line(f"note: {message}")
+
+    def error(self, message: str, *, code: int, where: str | None = None, hint: str | None = None) -> None:
+        """The one line of a failure on stderr, and with --json an object on stdout."""
+        self.finish()
+        self._line(f"error: {where}: {message}" if where else f"error: {message}")
+        if hint:
+            self._line(f"hint: {hint}")
+        if self.as_json:
+            self.data({"error": {"code": code, "where": where, "message": message, "hint": hint}})
+
+    def failure(self, error: EffiError) -> None:
+        """An error that a user can act on."""
+        self.error(error.message, code=error.exit_code, where=error.where, hint=error.hint)
+
+    def data(self, values: Mapping[str, Any]) -> None:
+        """One JSON object on stdout."""
+        self.text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def text(self, text: str) -> None:
+        """Text on stdout as it is, at once; what its encoding lacks is escaped. A closed stdout is not an error."""
+        if not sys.stdout:
+            return
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on stderr: the first column to the left, the others to the right; none with --json or -q."""
+        if self.as_json or self.verbosity < 0 or not sys.stderr:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table, markup=False)
+
+    def _line(self, line: str) -> None:
+        if self._bar is not None:  # above the bar, which rich draws again
+            self._bar.console.print(line, markup=False, soft_wrap=True)
+        elif sys.stderr:
+            encoding = sys.stderr.encoding or "utf-8"
+            sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            sys.stderr.flush()
+
+
+def _bar(console: Console, unit: str) -> Bar:
+    from rich import progress
+
+    amount: tuple[progress.ProgressColumn, ...] = (
+        (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+        if unit in ("B", "bytes")
+        else (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"))
+    )
+    described = progress.TextColumn("{task.description}", markup=False)
+    return progress.Progress(
+        described, progress.BarColumn(), *amount, progress.TimeRemainingColumn(), console=console, transient=True
+    )
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as a person reads them: `1.25 MiB`."""
+    for unit, name in ((1 << 30, "GiB"), (MIB, "MiB"), (1 << 10, "KiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes:.0f} B"
