@@ -26,6 +26,7 @@ from typing import Any
 
 from efficli import errors
 from efficli.errors import EffiError, FitError
+from efficli.ops.memory import out_of_memory
 from efficli.progress import Progress, Silent
 
 LOG_BYTES = 64 * 1024
@@ -187,7 +188,7 @@ def _outcome(talk: _Conversation, what: str, runtime: str) -> Any:
     log = talk.log.decode(errors="replace")
     code = talk.process.returncode
     if "memory" in talk.answer or code == -signal.SIGKILL:
-        raise FitError(f"out of memory while {what}", hint="close other programs, or use a machine with more memory")
+        raise out_of_memory(what)
     if -code in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # sent to the whole process group: the parent's own is on its way
         raise KeyboardInterrupt

@@ -1,0 +1,87 @@
+"""What the command does when it is told to stop: clean up, say so in one line, and leave with the usual code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from efficli.ops.memory import out_of_memory
+
+_GRACE_S = 1.0
+"""Further signals within this time are ignored: people press Ctrl-C twice, and the clean-up is under way."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to stop; as a KeyboardInterrupt it passes every `except Exception`."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
+    """Run a command's `body` and return its exit code; the outermost call of `main`.
+
+    SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread, so that `with` blocks clean up; then `say` gets
+    one line and the code is 130, 143 or 129. A reader of stdout that has gone away (`| head -1`) is silent, code 0.
+    Memory that ran out becomes a FitError. Signals that were ignored from the start (nohup) stay ignored.
+    """
+    try:
+        with _raising_signals():
+            code = body()
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        became = "; ".join(getattr(error, "__notes__", ())) or "nothing was changed"
+        say(f"interrupted; {became}")
+        return 128 + number
+    except BrokenPipeError:
+        _discard_stdout()
+        return 0
+    except MemoryError:
+        raise out_of_memory() from None
+
+
+@contextlib.contextmanager
+def _raising_signals() -> Iterator[None]:
+    """Turn the signals that end a command into Interrupted; afterwards as before, or ignored if one came."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it receives signals
+        return
+    last = -_GRACE_S
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _GRACE_S:
+            last = now
+            raise Interrupted(number)
+
+    previous = {}
+    leaving = False
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                previous[number] = signal.signal(number, stop)
+        yield
+    except KeyboardInterrupt:
+        leaving = True
+        raise
+    finally:
+        for number, handler in previous.items():
+            # a second Ctrl-C between here and the end of the process must not print a traceback
+            signal.signal(number, signal.SIG_IGN if leaving else handler)
+
+
+def _discard_stdout() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter's last flush does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
