@@ -1,4 +1,4 @@
-"""Pico models: real Llama checkpoints of a few hundred kB with a real tokenizer, made by numpy, safetensors bytes and tokenizers."""
+"""Pico models: real Llama checkpoints of a few hundred kB with a real tokenizer, made without torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 
 
 def to_bytes(values: NDArray[np.floating[Any]], dtype: str) -> bytes:
-    """Little-endian bytes of `values` as the safetensors dtype F32, F64, F16 or BF16 (rounded to nearest, ties to even)."""
+    """Little-endian bytes of `values` as F32, F64, F16 or BF16 (rounded to nearest, ties to even)."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, dtype="<f4").view("<u4").astype(np.uint64)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
@@ -50,7 +50,7 @@ def to_bytes(values: NDArray[np.floating[Any]], dtype: str) -> bytes:
 def write_safetensors(
     path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write name -> (dtype, shape, bytes) as a safetensors file; nothing is checked, so that tests can write wrong ones."""
+    """Write name -> (dtype, shape, bytes) as a safetensors file; nothing is checked: tests write wrong ones too."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape, data) in tensors.items():
@@ -67,7 +67,7 @@ def write_raw(path: Path, header: str | bytes, data: bytes = b"", *, length: int
 
 
 def write_tokenizer(folder: Path, size: int = TOKENIZER_SIZE, *, chat_template: str | None = None) -> None:
-    """A byte-level BPE of `size` ids with GPT-2's pre-tokenizer, trained on TEXT: tokenizer.json and tokenizer_config.json."""
+    """A byte-level BPE of `size` ids with GPT-2's pre-tokenizer, trained on TEXT, and its tokenizer_config.json."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -162,7 +162,7 @@ def write_llama(
     chat_template: str | None = None,
     **config_overrides: Any,
 ) -> Path:
-    """A Llama checkpoint in `folder` (made if need be): config, weights, tokenizer, model card. `vocab` is the embedding's rows (>= 258)."""
+    """A Llama checkpoint in `folder` (made if need be), with tokenizer and model card; `vocab` (>= 258) embedding rows."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],

@@ -32,7 +32,7 @@ class Stamp:
 
 @contextmanager
 def open_regular(path: Path, where: str) -> Iterator[tuple[int, Stamp]]:
-    """A descriptor for reading a regular file, and its stamp; a FIFO, a device or a folder is an error, without a wait."""
+    """A descriptor for reading a regular file, and its stamp; a FIFO, a device or a folder is an error, at once."""
     try:
         # O_NONBLOCK: opening a FIFO would wait for a writer; it does nothing to a regular file
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -85,7 +85,7 @@ class Checkpoint:
             raise UnsupportedError(f"dtype {tensor.dtype} cannot be read", where=name)
         out: NDArray[Any] = np.empty((stop - start, *tensor.shape[1:]), NUMPY[tensor.dtype])
         row_bytes = tensor.nbytes // rows
-        self._read_into(tensor, start * row_bytes, memoryview(out.reshape(-1).view(np.uint8)))
+        self._read_into(tensor, start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out if tensor.shape else out.reshape(())
 
     def read(self, name: str) -> NDArray[np.float32]:

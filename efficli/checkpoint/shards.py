@@ -67,12 +67,9 @@ def read_tensors(
                 said = index.get(tensor.name, "no file")
                 raise CheckpointError(f"tensor {tensor.name!r} is in {file}, the index says {said}", where=INDEX)
             tensors[tensor.name] = tensor
-    for name in index or ():
+    for name, file in (index or {}).items():
         if name not in tensors:
-            assert index is not None
-            raise CheckpointError(
-                f"index says tensor {name!r} is in {index[name]}, which does not have it", where=INDEX
-            )
+            raise CheckpointError(f"index says tensor {name!r} is in {file}, which does not have it", where=INDEX)
     if not tensors:
         raise CheckpointError("holds no tensors", where=files[0])
     return tensors, stamps
@@ -103,5 +100,5 @@ def _no_weights(root: Path) -> CheckpointError | SecurityError | UnsupportedErro
         hint = "merge it into its base model first (peft: merge_and_unload, then save_pretrained)"
         return UnsupportedError("this is an adapter, not a whole model", where=root.name, hint=hint)
     others = [name for name in names if name.endswith(".safetensors")]
-    hint = f"found {', '.join(others[:3])}: rename it, or add {INDEX}" if others else None
-    return CheckpointError(f"neither {SINGLE} nor {INDEX} found", where=root.name, hint=hint)
+    found = f"found {', '.join(others[:3])}: rename it, or add {INDEX}" if others else None
+    return CheckpointError(f"neither {SINGLE} nor {INDEX} found", where=root.name, hint=found)

@@ -48,7 +48,7 @@ class Origin(BaseModel):
 
 
 class Packed(BaseModel):
-    """Exact codes of a tensor: the type of their format (`Q4_K`), the file beside the weights, SHA-256 of the blocks."""
+    """Exact codes of a tensor: their format's type (`Q4_K`), the file beside the weights, SHA-256 of the blocks."""
 
     model_config = _STRICT
     type: str
@@ -95,7 +95,7 @@ def read_sidecar(root: Path) -> Sidecar | None:
 
 
 def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
-    """Write `efficli.json` into `folder` (the caller's own, unpublished folder); the bytes depend on `sidecar` alone."""
+    """Write `efficli.json` into `folder` (the caller's own, unpublished); its bytes depend on `sidecar` alone."""
     path = folder / FILE
     text = json.dumps(sidecar.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
