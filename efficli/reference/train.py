@@ -170,9 +170,9 @@ def train(work: Path, plan: Plan, shape: Shape, init: Path | None, device: str, 
     losses: list[float] = []
     with (work / "log.jsonl").open("a") as log:
         while done < plan.tokens:
-            for rule in rules:
+            for rule, peak in zip(rules, (plan.muon_rate, plan.adam_rate), strict=True):
                 for group in rule.param_groups:
-                    group["lr"] = group.setdefault("peak", group["lr"]) * plan.rate(done)
+                    group["lr"] = peak * plan.rate(done)
             loss = step_loss(batches.batch(plan.batch, plan.sequence(done)).to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16384, help="tokens a step")
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--adam-rate", type=float, default=0.003)
+    parser.add_argument("--decay-from", type=float, default=0.55, help="share of the tokens before the decay")
     parser.add_argument("--init", type=Path, help="model.safetensors to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -212,6 +213,7 @@ def main() -> None:
         batch=args.batch,
         muon_rate=args.muon_rate,
         adam_rate=args.adam_rate,
+        decay_from=args.decay_from,
         seed=args.seed,
     )
     train(args.work, plan, TWIN if args.twin else Shape(), args.init, args.device)
