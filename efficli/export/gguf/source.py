@@ -1,6 +1,6 @@
 """Rows of an output tensor, read from its sources and transformed, in bounded memory.
 
-Rows are counted over all leading axes: a tensor (experts, rows, columns) has experts x rows of them, a vector is one row.
+Rows are counted over all leading axes: a tensor (experts, rows, columns) has experts x rows of them, a vector has one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from efficli.export.gguf.layout import OutTensor
 
 Array = NDArray[Any]
 _READ_BYTES = 1 << 24
-_DTYPES = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
 
 
 def rows(ckpt: Checkpoint, tensor: OutTensor, start: int, stop: int) -> Array:
@@ -61,7 +65,8 @@ def _dtype(ckpt: Checkpoint, tensor: OutTensor) -> np.dtype[Any]:
         if dtype not in _DTYPES and dtype != "F64":
             scales = " needs its scales (weight_scale_inv)" if dtype.startswith(("F8", "F4")) else " holds no weights"
             raise UnsupportedError(f"{name}: dtype {dtype}{scales}", hint="start from the checkpoint in bfloat16")
-    return _DTYPES.get(stored.pop(), np.dtype(np.float32)) if len(stored) == 1 else np.dtype(np.float32)
+    only = stored.pop() if len(stored) == 1 else "F32"
+    return _DTYPES.get(only, _DTYPES["F32"])
 
 
 def _read(ckpt: Checkpoint, name: str, start: int, stop: int, dtype: np.dtype[Any]) -> Array:

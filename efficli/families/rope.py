@@ -1,0 +1,185 @@
+"""Rotary position embeddings: what config.json says of them, and the frequencies that follow.
+
+Scalings as in transformers' modeling_rope_utils: linear (Chen et al. 2023, arXiv:2306.15595), dynamic NTK, YaRN
+(Peng et al. 2023, arXiv:2309.00071), LongRoPE (Ding et al. 2024, arXiv:2402.13753), Llama 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficli.errors import CheckpointError, UnsupportedError
+from efficli.families.table import Family
+
+Scaling = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
+SCALINGS: tuple[Scaling, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """The rotary embedding of one kind of layer; half-split order, as every checkpoint stores it."""
+
+    theta: float
+    dim: int
+    """Rotated values of each head, counted from the first."""
+    scaling: Scaling = "default"
+    factor: float = 1.0
+    original_positions: int = 0
+    """Context length before scaling."""
+    attention_factor: float = 1.0
+    """Cosines and sines are multiplied by it (YaRN, LongRoPE)."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """YaRN: the ramp's ends are rounded outwards to whole dimensions."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+
+def read_rope(config: Mapping[str, Any], family: Family, layer_type: str, *, head_dim: int, max_positions: int) -> Rope:
+    """The rotary embedding of `layer_type` layers, from a config.json of transformers 4 or 5.
+
+    transformers 5 writes `rope_parameters`, nested by layer type where these differ; transformers 4 `rope_theta`,
+    `rope_scaling` (global layers only) and Gemma 3's `rope_local_base_freq`.
+    """
+    parameters, theta = _parameters(config, family, layer_type)
+    scaling = str(parameters.get("rope_type") or parameters.get("type") or "default").lower()
+    if scaling == "su" or (scaling == "yarn" and family.name == "phi3"):
+        scaling = "longrope"
+    if scaling not in SCALINGS:
+        raise UnsupportedError(
+            f"rope type '{scaling}' is not supported", where="config.json", hint=f"known: {', '.join(SCALINGS)}"
+        )
+    partial = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    original = (
+        config.get("original_max_position_embeddings")
+        or family.defaults.get("original_max_position_embeddings")
+        or parameters.get("original_max_position_embeddings")
+        or max_positions
+    )
+    rope = Rope(
+        theta=theta,
+        dim=int(head_dim * float(partial)),
+        scaling=scaling,
+        factor=_factor(parameters, scaling, max_positions / int(original)),
+        original_positions=int(original),
+        beta_fast=float(parameters.get("beta_fast") or 32.0),
+        beta_slow=float(parameters.get("beta_slow") or 1.0),
+        truncate=bool(parameters.get("truncate", True)),
+        low_freq_factor=float(parameters.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(parameters.get("high_freq_factor") or 4.0),
+        short_factors=tuple(float(f) for f in parameters.get("short_factor") or ()),
+        long_factors=tuple(float(f) for f in parameters.get("long_factor") or ()),
+        attention_factor=_attention_factor(parameters, scaling, max_positions, int(original)),
+    )
+    _check(rope)
+    return rope
+
+
+def _parameters(config: Mapping[str, Any], family: Family, layer_type: str) -> tuple[Mapping[str, Any], float]:
+    """The dictionary that describes the scaling of such layers, and theta."""
+    default_theta = float(family.defaults.get("rope_theta", 10_000.0))
+    local = family.defaults.get("rope_local_base_freq")
+    parameters = config.get("rope_parameters")
+    if parameters is None:  # transformers 4
+        if layer_type == SLIDING and local is not None:
+            return {}, float(config.get("rope_local_base_freq") or local)
+        return config.get("rope_scaling") or {}, float(config.get("rope_theta") or default_theta)
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"'rope_parameters' is {parameters!r}, expected an object", where="config.json")
+    if any(isinstance(parameters.get(kind), Mapping) for kind in (FULL, SLIDING)):
+        parameters = parameters.get(layer_type) or {}
+        if layer_type == SLIDING and local is not None:
+            default_theta = float(local)
+    return parameters, float(parameters.get("rope_theta") or config.get("rope_theta") or default_theta)
+
+
+def _factor(parameters: Mapping[str, Any], scaling: str, ratio: float) -> float:
+    """The scaling factor; the ratio of contexts where YaRN and LongRoPE leave it out."""
+    factor = parameters.get("factor")
+    if factor is not None:
+        return float(factor)
+    if scaling in ("yarn", "longrope"):
+        return ratio
+    if scaling == "default":
+        return 1.0
+    raise CheckpointError(f"rope type '{scaling}' has no 'factor'", where="config.json")
+
+
+def _attention_factor(parameters: Mapping[str, Any], scaling: str, positions: int, original: int) -> float:
+    """What cosines and sines are multiplied by."""
+    if scaling not in ("yarn", "longrope"):
+        return 1.0
+    if parameters.get("attention_factor") is not None:
+        return float(parameters["attention_factor"])
+    factor = _factor(parameters, scaling, positions / original)
+    if factor <= 1.0:
+        return 1.0
+    if scaling == "longrope":
+        return math.sqrt(1.0 + math.log(factor) / math.log(original))
+    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    if mscale and mscale_all:
+        return (0.1 * float(mscale) * math.log(factor) + 1.0) / (0.1 * float(mscale_all) * math.log(factor) + 1.0)
+    return 0.1 * math.log(factor) + 1.0
+
+
+def _check(rope: Rope) -> None:
+    """Refuse what contradicts itself."""
+    if rope.dim % 2 or rope.dim <= 0:
+        raise CheckpointError(f"{rope.dim} rotary dimensions, expected an even number", where="config.json")
+    if rope.scaling == "longrope":
+        for name, factors in (("short_factor", rope.short_factors), ("long_factor", rope.long_factors)):
+            if len(factors) != rope.dim // 2:
+                raise CheckpointError(
+                    f"rope {name} has {len(factors)} values, expected {rope.dim // 2}", where="config.json"
+                )
+    if rope.factor <= 0 or rope.theta <= 0:
+        raise CheckpointError(
+            f"rope theta {rope.theta}, factor {rope.factor}: both must be positive", where="config.json"
+        )
+
+
+def inverse_frequencies(rope: Rope, *, long: bool = False) -> NDArray[np.float64]:
+    """Radians per position of each rotated pair, (dim / 2,); `long`: LongRoPE beyond `original_positions`.
+
+    Dynamic NTK is the unscaled embedding up to the model's context, which is what this returns.
+    """
+    exponent = np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim
+    plain = rope.theta**-exponent
+    if rope.scaling == "linear":
+        return plain / rope.factor
+    if rope.scaling == "longrope":
+        return plain / np.asarray(rope.long_factors if long else rope.short_factors, dtype=np.float64)
+    if rope.scaling == "yarn":
+        interpolated = _yarn_ramp(rope)
+        return plain / rope.factor * interpolated + plain * (1.0 - interpolated)
+    if rope.scaling == "llama3":
+        turns = rope.original_positions * plain / (2.0 * np.pi)
+        smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        smooth = np.clip(smooth, 0.0, 1.0)
+        return (1.0 - smooth) * plain / rope.factor + smooth * plain
+    return plain
+
+
+def _yarn_ramp(rope: Rope) -> NDArray[np.float64]:
+    """Share of interpolation of each pair: 0 for fast ones, 1 for slow ones."""
+
+    def pair_of(turns: float) -> float:
+        return rope.dim * math.log(rope.original_positions / (turns * 2.0 * math.pi)) / (2.0 * math.log(rope.theta))
+
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    span = high - low if high != low else 0.001
+    ramp: NDArray[np.float64] = np.clip((np.arange(rope.dim // 2) - low) / span, 0.0, 1.0)
+    return ramp
