@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from efficli.errors import CheckpointError, EffiError, FitError, UnsupportedError, UsageError
 from efficli.ops.llama_log import captured_log, complaint, llama_cpp
-from efficli.ops.sampling import Sampling, pick
+from efficli.ops.sampling import Completion, Sampling, complete
 
 _GGML_F32 = 0
 _OUTPUT_BYTES = 1 << 25  # logits held at once by `logit_blocks`: 32 MiB
@@ -39,18 +39,11 @@ class Timings:
     decode_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a model wrote after a prompt: token ids, their text, and why it stopped ("end", "length" or "context")."""
-
-    tokens: tuple[int, ...]
-    text: str
-    stopped: str
-
-
 def available_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, or OMP_NUM_THREADS where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) else cores
 
 
 class LlamaFile:
@@ -112,7 +105,9 @@ class LlamaFile:
         params.n_threads = params.n_threads_batch = self.threads
         params.embeddings = self.embeddings
         params.no_perf = False
-        params.n_outputs_max_per_seq = 0  # 1 by default: no logits of every position
+        # By default room for every position's logits is reserved: 300 MB for a vocabulary of 150k.
+        params.n_outputs_max = self.ctx if self.embeddings else self.rows_at_once
+        params.n_outputs_max_per_seq = 0
         if exact:
             params.type_k = params.type_v = _GGML_F32
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -142,6 +137,11 @@ class LlamaFile:
         self._context = self._model = None
 
     # What the file is
+
+    @property
+    def rows_at_once(self) -> int:
+        """Positions whose logits are held at a time: 32 MiB of them, 16 at least."""
+        return min(self.ctx, max(16, _OUTPUT_BYTES // (4 * self.vocab_size)))
 
     @property
     def vocab_size(self) -> int:
@@ -229,13 +229,13 @@ class LlamaFile:
     def logit_blocks(
         self, ids: Sequence[int], *, first: int = 0, rows: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Logits of positions first.. in blocks of `rows`: (position of the block's first row, (rows, vocab) float32).
+        """Logits of positions first.. in blocks of up to `rows`: (position of the first row, (rows, vocab) float32).
 
-        Memory stays at one block (32 MiB by default) however large the vocabulary. Each block is a copy of its own.
+        Memory stays at one block of `rows_at_once` however large the vocabulary. Each block is a copy of its own.
         """
         self._check_ids(ids)
         self.forget()
-        step = rows or max(16, _OUTPUT_BYTES // (4 * self.vocab_size))
+        step = min(rows or self.rows_at_once, self.rows_at_once)
         if first:
             self._decode(ids[:first], at=0, outputs="none")
         for start in range(first, len(ids), step):
@@ -253,6 +253,16 @@ class LlamaFile:
             raise UnsupportedError("the file names no pooling, so it has no vector for a text", where=str(self.path))
         return np.ctypeslib.as_array(pointer, shape=(self.width,)).copy()
 
+    def write(
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None, *, stop_at_end: bool = True
+    ) -> Generator[str, None, Completion]:
+        """Continue a prompt by up to `max_tokens`, greedily unless `sampling` says otherwise, piece by piece.
+
+        Bytes that are not yet a whole character wait for the next piece. The generator returns the Completion.
+        """
+        self._check_ids(ids)
+        return complete(self, ids, max_tokens, sampling, stop_at_end=stop_at_end)
+
     def generate(
         self,
         ids: Sequence[int],
@@ -262,35 +272,31 @@ class LlamaFile:
         on_piece: Callable[[str], None] | None = None,
         stop_at_end: bool = True,
     ) -> Completion:
-        """Continue a prompt by up to `max_tokens`, greedily unless `sampling` says otherwise.
-
-        `on_piece` hears each token's text as it comes; bytes that are not yet a whole character wait for the next.
-        """
-        how = sampling or Sampling()
-        self._check_ids(ids)
-        self.forget()
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        random, tokens, text, stopped = how.generator(), list[int](), "", "length"
-        self._decode(ids, at=0, outputs="last")
-        while len(tokens) < max_tokens:
-            token = pick(self._outputs(1)[0], how, random)
-            if stop_at_end and self.ends(token):
-                stopped = "end"
-                break
-            tokens.append(token)
-            piece = decoder.decode(self.piece(token)) if self.has_tokenizer else f" {token}"
-            text += piece
-            if piece and on_piece:
+        """As `write`, to the end; `on_piece` hears each piece of text as it comes."""
+        pieces = self.write(ids, max_tokens, sampling, stop_at_end=stop_at_end)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as done:
+                result: Completion = done.value
+                return result
+            if on_piece:
                 on_piece(piece)
-            if len(ids) + len(tokens) > self.ctx:
-                stopped = "context"
-                break
-            if len(tokens) < max_tokens:
-                self._decode([token], at=len(ids) + len(tokens) - 1, outputs="last")
-        rest = decoder.decode(b"", final=True)
-        if rest and on_piece:
-            on_piece(rest)
-        return Completion(tuple(tokens), text + rest, stopped)
+
+    def read(self, ids: Sequence[int], at: int) -> NDArray[np.float32]:
+        """Read tokens at positions at.. (0 begins a new text) and return the last one's logits: (vocab,)."""
+        if at == 0:
+            self.forget()
+        self._decode(ids, at=at, outputs="last")
+        last: NDArray[np.float32] = self._outputs(1)[0]
+        return last
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without control tokens; an unfinished character at the end is left out."""
+        if not self.has_tokenizer:
+            return "".join(f" {token}" for token in tokens)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(b"".join(self.piece(token) for token in tokens))
 
     # Running
 

@@ -7,6 +7,8 @@ alive until the process ends (a callback that Python has freed would crash the n
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +52,13 @@ class LlamaLog:
 
 
 def llama_cpp() -> Any:
-    """The ctypes bindings of llama.cpp, or MissingExtra; the log is captured from here on."""
+    """The ctypes bindings of llama.cpp, or MissingExtra; the log is captured from here on.
+
+    Its threads wait for each other asleep, unless OMP_WAIT_POLICY says otherwise: where another program holds a core,
+    threads that spin at every barrier made a pico model 400 times slower (2 cores, load 4).
+    """
+    if "llama_cpp" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # OpenMP reads it once, when the library is loaded
     try:
         from llama_cpp import llama_cpp as bindings
     except ImportError as error:

@@ -1,12 +1,14 @@
-"""Choose the next token from logits: greedy, or seeded with temperature and a nucleus.
+"""Choose the next token from logits, and write a completion: greedy, or seeded with temperature and a nucleus.
 
 Holtzman et al. 2020, arXiv:1904.09751 (nucleus sampling).  logits (vocab,) float32 -> one token id.  The same
-function serves llama.cpp and PyTorch, so that a side-by-side comparison differs by the models only.
+functions serve llama.cpp and PyTorch, so that a side-by-side comparison differs by the models only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +48,53 @@ def pick(logits: NDArray[np.float32], how: Sampling, generator: np.random.Genera
     kept = int(np.searchsorted(cumulative, how.top_p)) + 1
     cumulative = cumulative[:kept] / cumulative[min(kept, len(cumulative)) - 1]
     return int(order[min(int(np.searchsorted(cumulative, generator.random(), side="right")), len(cumulative) - 1)])
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote after a prompt: token ids, their text, and why it stopped ("end", "length" or "context")."""
+
+    tokens: tuple[int, ...]
+    text: str
+    stopped: str
+
+
+class Writer(Protocol):
+    """A language model with a cache, as `complete` needs it."""
+
+    ctx: int
+    """Tokens of context, prompt included."""
+
+    def read(self, ids: Sequence[int], at: int) -> NDArray[np.float32]:
+        """Read tokens at positions at.. (0 begins a new text) and return the last one's logits: (vocab,)."""
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens written so far; an unfinished character at the end is left out."""
+
+    def ends(self, token: int) -> bool:
+        """Whether this token ends a text."""
+
+
+def complete(
+    model: Writer, ids: Sequence[int], max_tokens: int, how: Sampling | None = None, *, stop_at_end: bool = True
+) -> Generator[str, None, Completion]:
+    """Continue a prompt by up to `max_tokens`; yields each piece of text as it comes, returns the whole."""
+    how = how or Sampling()
+    random, tokens, text, stopped = how.generator(), list[int](), "", "length"
+    logits = model.read(ids, 0)
+    while len(tokens) < max_tokens:
+        token = pick(logits, how, random)
+        if stop_at_end and model.ends(token):
+            stopped = "end"
+            break
+        tokens.append(token)
+        spelt = model.spell(tokens)
+        if len(spelt) > len(text):
+            yield spelt[len(text) :]
+            text = spelt
+        if len(ids) + len(tokens) > model.ctx:
+            stopped = "context"
+            break
+        if len(tokens) < max_tokens:
+            logits = model.read([token], len(ids) + len(tokens) - 1)
+    return Completion(tuple(tokens), text, stopped)

@@ -1,0 +1,152 @@
+"""The model that an artifact is compared with: the origin run by PyTorch in float32, or by llama.cpp from an F32 file.
+
+Hugging Face transformers is the definition of what a checkpoint computes; code of the checkpoint itself is never run.
+Only used in the child process of a measurement, as torch and transformers are heavy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficli.errors import CheckpointError, MissingExtra, UnsupportedError, UsageError
+
+Float32 = NDArray[np.float32]
+
+
+class LogitSource(Protocol):
+    """Anything that predicts: `LlamaFile` and `TorchModel`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+
+    def logit_blocks(
+        self, ids: Sequence[int], *, first: int = 0, rows: int | None = None
+    ) -> Iterator[tuple[int, Float32]]:
+        """Logits of positions first.. in blocks of up to `rows`: (position of the first row, (rows, vocab))."""
+
+
+def torch_is_installed() -> bool:
+    """Whether PyTorch and transformers are there; neither is imported."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The modules torch and transformers, quiet."""
+    if not torch_is_installed():
+        raise MissingExtra("torch and transformers", "torch")
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def _load(loader: Any, root: Path, torch: Any) -> Any:
+    """A float32 model from a local directory, with every weight from the checkpoint."""
+    try:
+        model, found = loader.from_pretrained(
+            root,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"transformers could not load it: {line}", where=str(root)) from error
+    # transformers fills what is missing with random numbers and goes on
+    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise CheckpointError(f"missing {len(missing)} tensors: {', '.join(missing[:3])}", where=str(root))
+    return model.eval()
+
+
+class TorchModel:
+    """A causal language model in float32, by transformers."""
+
+    def __init__(self, root: str | Path, *, threads: int) -> None:
+        torch, transformers = _libraries()
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._model = _load(transformers.AutoModelForCausalLM, Path(root), torch)
+        self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self.root = Path(root)
+        self.runtime = f"PyTorch {torch.__version__} float32, transformers {transformers.__version__}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return int(self._model.get_output_embeddings().weight.shape[0])
+
+    def logit_blocks(
+        self, ids: Sequence[int], *, first: int = 0, rows: int | None = None
+    ) -> Iterator[tuple[int, Float32]]:
+        """Logits of positions first.. in blocks of up to `rows`: (position of the first row, (rows, vocab))."""
+        torch, kept = self._torch, len(ids) - first
+        with torch.inference_mode():
+            # Half a chunk at once: the head's rows are cheap to hold beside a float32 model of such a vocabulary.
+            options = {"logits_to_keep": kept} if self._keeps else {}
+            logits = self._model(torch.tensor([ids]), use_cache=False, **options).logits[0, -kept:]
+        array: Float32 = logits.float().numpy()
+        step = rows or kept
+        for start in range(0, kept, step):
+            yield first + start, array[start : start + step]
+
+
+class TorchEncoder:
+    """A sentence embedding model in float32, by transformers, pooled as its `1_Pooling/config.json` says."""
+
+    def __init__(self, root: str | Path, *, threads: int) -> None:
+        torch, transformers = _libraries()
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self.pooling = read_pooling(Path(root))
+        self._model = _load(transformers.AutoModel, Path(root), torch)
+        self.runtime = f"PyTorch {torch.__version__} float32, transformers {transformers.__version__}"
+
+    def embed(self, ids: Sequence[int]) -> Float32:
+        """The pooled vector of one text: ids (n,) -> (width,)."""
+        with self._torch.inference_mode():
+            hidden = self._model(input_ids=self._torch.tensor([ids])).last_hidden_state[0]
+        pooled: Float32 = {"mean": hidden.mean(0), "cls": hidden[0], "lasttoken": hidden[-1]}[self.pooling].numpy()
+        return pooled
+
+
+def read_pooling(root: Path) -> str:
+    """How sentence-transformers pools this model: "mean", "cls" or "lasttoken"; mean where nothing is said."""
+    file = root / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"is not JSON: {error}", where=str(file)) from error
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
+    asked = {names.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
+    asked |= {config["pooling_mode"]} if isinstance(config.get("pooling_mode"), str) else set()
+    if len(asked) != 1 or not asked <= set(names.values()):
+        found = ", ".join(sorted(asked)) or "none"
+        raise UnsupportedError(f"pooling {found}, expected one of mean, cls, lasttoken", where=str(file))
+    return str(asked.pop())
+
+
+def check_vocabularies(base: LogitSource, judged: LogitSource) -> str | None:
+    """A note where the columns differ by padding rows only; UsageError where these cannot be the same vocabulary."""
+    a, b = base.vocab_size, judged.vocab_size
+    if a == b:
+        return None
+    if abs(a - b) > max(1024, a // 20):
+        raise UsageError(f"the base has {a} tokens and the artifact {b}: not the same vocabulary")
+    return f"the base has {a} rows of vocabulary and the file {b}: compared on the first {min(a, b)}"
