@@ -88,6 +88,10 @@ class Checkpoint:
         self._read_into(tensor, start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out if tensor.shape else out.reshape(())
 
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the stored bytes of a tensor from byte `offset` on; safe to call from several threads."""
+        self._read_into(self.tensors[name], offset, buffer)
+
     def read(self, name: str) -> NDArray[np.float32]:
         """A whole floating-point tensor as float32 (F64 is rounded)."""
         tensor = self.tensors[name]

@@ -177,7 +177,7 @@ def encode(
     `imatrix` (c,) is the mean square of each column's input. F16 rounds to nearest even; overflow gives infinity.
     """
     count, columns = rows.shape
-    needed = count * row_bytes(name, columns)
+    needed: int = count * row_bytes(name, columns)
     _check(rows, np.float32, rows.size)
     _check(out, np.uint8, needed)
     if imatrix is not None:
@@ -189,8 +189,8 @@ def encode(
         half.ggml_cpu_fp32_to_fp16(rows.ctypes.data, out.ctypes.data, rows.size)
         return needed
     weights = None if imatrix is None else imatrix.ctypes.data
-    written = _base().ggml_quantize_chunk(type_id(name), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights)
-    return int(written)
+    function = _base().ggml_quantize_chunk
+    return int(function(type_id(name), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights))
 
 
 def decode(name: str, data: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Scratch:
 
 def encode_slab(
     tensor: OutTensor,
-    raw: NDArray[np.generic],
+    raw: NDArray[Any],
     targets: Sequence[Target],
     scratch: Scratch,
 ) -> list[NDArray[np.uint8]]:
@@ -101,7 +102,7 @@ def encode_slab(
 
 
 def _encode_blocks(
-    raw: NDArray[np.generic],
+    raw: NDArray[Any],
     targets: Sequence[Target],
     todo: list[int],
     out: list[NDArray[np.uint8]],
@@ -129,7 +130,7 @@ def _encode_blocks(
     return {n: (value / total) ** 0.5 if total else 0.0 for n, value in wrong.items()}
 
 
-def _to_float(raw: NDArray[np.generic], scratch: Scratch) -> NDArray[np.float32]:
+def _to_float(raw: NDArray[Any], scratch: Scratch) -> NDArray[np.float32]:
     """Rows as float32, in the thread's buffer unless they are already that."""
     if raw.dtype == np.float32:
         return np.ascontiguousarray(raw, np.float32)
@@ -143,14 +144,14 @@ def _to_float(raw: NDArray[np.generic], scratch: Scratch) -> NDArray[np.float32]
     return block
 
 
-def _magnitudes(raw: NDArray[np.generic]) -> NDArray[np.unsignedinteger]:
+def _magnitudes(raw: NDArray[Any]) -> NDArray[np.unsignedinteger]:
     """|w| as unsigned bits, which order as the numbers do."""
     if raw.dtype == np.float32:
         return raw.view(np.uint32) & np.uint32(0x7FFFFFFF)
     return raw.view(np.uint16) & np.uint16(0x7FFF)
 
 
-def _scan(raw: NDArray[np.generic]) -> int:
+def _scan(raw: NDArray[Any]) -> int:
     """The largest magnitude of a slab as bits; NotFiniteError if it is not a number."""
     flat = np.ascontiguousarray(raw).reshape(-1)
     largest = 0
@@ -189,7 +190,7 @@ def not_finite(ckpt: Checkpoint, sources: Sequence[str]) -> CheckpointError:
     return CheckpointError(f"NaN or Inf after transforming {', '.join(sources)}")
 
 
-def _overflow(tensor: OutTensor, raw: NDArray[np.generic]) -> CheckpointError:
+def _overflow(tensor: OutTensor, raw: NDArray[Any]) -> CheckpointError:
     name = tensor.sources[0] if tensor.sources else tensor.name
     count = int((_magnitudes(raw) >= _OVERFLOWS_HALF[raw.dtype.name]).sum())
     return CheckpointError(

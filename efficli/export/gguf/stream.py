@@ -8,11 +8,9 @@ and the bytes do not depend on the number of threads.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -20,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint
-from efficli.errors import CheckpointError, FitError
+from efficli.errors import FitError
 from efficli.export.gguf.encode import NotFiniteError, Scratch, Target, encode_slab, not_finite, target_of
 from efficli.export.gguf.layout import OutTensor
+from efficli.export.gguf.packed import PackedBlocks
 from efficli.export.gguf.source import rows as source_rows
 from efficli.export.gguf.types import TypeChoice
 from efficli.progress import Progress
@@ -85,6 +84,10 @@ class _Slab:
     part: int
     parts: int
 
+    def offset_in(self, file: Sink, data: NDArray[np.uint8]) -> int:
+        """Where the slab's bytes begin in a file; every row takes as many."""
+        return file.offsets[self.tensor.name] + self.start * (data.nbytes // (self.stop - self.start))
+
 
 @dataclass(slots=True)
 class Job:
@@ -99,10 +102,13 @@ class Job:
     failure: tuple[float, BaseException | None] = (float("inf"), None)
     """The first slab in order that failed."""
     _owners: dict[str, str] = field(default_factory=dict)
-    _descriptors: dict[Path, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _reading: _Turns = field(default_factory=_Turns)
     _writing: _Turns = field(default_factory=_Turns)
+    _packed: PackedBlocks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._packed = PackedBlocks(self.ckpt)
 
     def run(self, threads: int) -> None:
         """Work until all is written; raises what the first failing slab raised."""
@@ -133,11 +139,6 @@ class Job:
             raise
         if self.failure[1] is not None:
             raise self.failure[1]
-
-    def close(self) -> None:
-        """Close the checkpoint's files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
 
     def _work(self, slabs: Iterator[_Slab]) -> None:
         """One thread: slab after slab."""
@@ -171,37 +172,45 @@ class Job:
 
     def _do(self, slab: _Slab, scratch: Scratch) -> None:
         """Read, hash, check, encode, write one slab."""
-        tensor = slab.tensor
         raw = self._read(slab, scratch)
         pieces = self._source_bytes(slab, raw, scratch)
         self._reading.take(slab.index, self._failed_at, lambda: self._hash_sources(pieces))
-        targets, uses = self._targets(slab)
+        encoded = self._encode(slab, raw, scratch)
+        for file, data in zip(self.files, encoded, strict=True):
+            file.write(data, slab.offset_in(file, data))
+        self._writing.take(slab.index, self._failed_at, lambda: self._hash_outputs(slab, encoded))
+
+    def _encode(self, slab: _Slab, raw: NDArray[Any], scratch: Scratch) -> list[NDArray[np.uint8]]:
+        """The slab's bytes for each file: packed blocks where they have the wanted type, encoded otherwise."""
+        tensor, kind = slab.tensor, self._packed.type_of(slab.tensor)
+        copied = [file.choice.types[tensor.name] == kind for file in self.files]
+        targets, uses = self._targets(slab, copied)
         try:
             encoded = encode_slab(tensor, raw, targets, scratch)
         except NotFiniteError:
             raise not_finite(self.ckpt, tensor.sources) from None
-        for file, use in zip(self.files, uses, strict=True):
-            data = encoded[use]
-            file.write(data, file.offsets[tensor.name] + slab.start * (data.nbytes // (slab.stop - slab.start)))
-        self._writing.take(slab.index, self._failed_at, lambda: self._hash_outputs(slab, encoded, uses))
+        if any(copied):
+            blocks = self._packed.rows(tensor, slab.start, slab.stop)
+        return [blocks if copy else encoded[use] for copy, use in zip(copied, uses, strict=True)]
 
-    def _hash_sources(self, pieces: list[tuple[str, NDArray[np.uint8]]]) -> None:
+    def _hash_sources(self, pieces: list[tuple[str, memoryview]]) -> None:
         for name, data in pieces:
             self.source_hashes[name].update(data)
 
-    def _hash_outputs(self, slab: _Slab, encoded: list[NDArray[np.uint8]], uses: list[int]) -> None:
-        for file, use in zip(self.files, uses, strict=True):
-            data = encoded[use]
-            row = data.nbytes // (slab.stop - slab.start)
-            file.hash(slab.tensor.name, data, file.offsets[slab.tensor.name] + slab.start * row)
+    def _hash_outputs(self, slab: _Slab, encoded: list[NDArray[np.uint8]]) -> None:
+        for file, data in zip(self.files, encoded, strict=True):
+            file.hash(slab.tensor.name, data, slab.offset_in(file, data))
         self.progress.advance((slab.stop - slab.start) * slab.tensor.shape[-1])
 
-    def _targets(self, slab: _Slab) -> tuple[list[Target], list[int]]:
-        """The distinct encodings that the files want of this slab, and which of them each file takes."""
+    def _targets(self, slab: _Slab, copied: list[bool]) -> tuple[list[Target], list[int]]:
+        """The distinct encodings that the files want of this slab, and which of them each file takes (-1: none)."""
         targets: list[Target] = []
         seen: dict[tuple[str, int, bool], int] = {}
         uses = []
-        for file in self.files:
+        for file, copy in zip(self.files, copied, strict=True):
+            if copy:
+                uses.append(-1)
+                continue
             choice, name = file.choice, slab.tensor.name
             weights = None if choice.imatrix is None else choice.imatrix.get(name)
             kind = choice.types[name]
@@ -212,16 +221,16 @@ class Job:
             uses.append(seen[key])
         return targets, uses
 
-    def _read(self, slab: _Slab, scratch: Scratch) -> NDArray[np.generic]:
+    def _read(self, slab: _Slab, scratch: Scratch) -> NDArray[Any]:
         """The slab's rows (r, c) as they are in the checkpoint, transformed where the format wants that."""
         tensor, columns = slab.tensor, slab.tensor.shape[-1]
         if not self._is_direct(tensor):
             return source_rows(self.ckpt, tensor, slab.start, slab.stop).reshape(-1, columns)
         ref = self.ckpt.tensors[tensor.sources[0]]
-        dtype = np.dtype(_DIRECT[ref.dtype])
+        dtype: np.dtype[Any] = np.dtype(_DIRECT[ref.dtype])
         row = columns * dtype.itemsize
         buffer = scratch.bytes("raw", (slab.stop - slab.start) * row)
-        self._pread(ref.file, ref.offset + slab.start * row, buffer)
+        self.ckpt.read_into(ref.name, slab.start * row, buffer.data)
         return buffer.view(dtype).reshape(-1, columns)
 
     def _is_direct(self, tensor: OutTensor) -> bool:
@@ -231,14 +240,12 @@ class Job:
         ref = self.ckpt.tensors[tensor.sources[0]]
         return ref.shape == tensor.shape and ref.dtype in _DIRECT
 
-    def _source_bytes(
-        self, slab: _Slab, raw: NDArray[np.generic], scratch: Scratch
-    ) -> list[tuple[str, NDArray[np.uint8]]]:
+    def _source_bytes(self, slab: _Slab, raw: NDArray[Any], scratch: Scratch) -> list[tuple[str, memoryview]]:
         """What to hash with this slab: the bytes of its tensor's sources, in order, are spread over its parts."""
         tensor = slab.tensor
         owned = [name for name in dict.fromkeys(tensor.sources) if self._owners[name] == tensor.name]
         if owned and self._is_direct(tensor):
-            return [(owned[0], raw.reshape(-1).view(np.uint8))]
+            return [(owned[0], raw.reshape(-1).view(np.uint8).data)]
         refs = [self.ckpt.tensors[name] for name in owned]
         total = sum(ref.nbytes for ref in refs)
         start, stop = (total * part // slab.parts for part in (slab.part, slab.part + 1))
@@ -248,25 +255,12 @@ class Job:
         for name, ref in zip(owned, refs, strict=True):
             first, last = max(start, begin), min(stop, begin + ref.nbytes)
             if first < last:
-                piece = buffer[filled : filled + last - first]
-                self._pread(ref.file, ref.offset + first - begin, piece)
+                piece = buffer[filled : filled + last - first].data
+                self.ckpt.read_into(name, first - begin, piece)
                 pieces.append((name, piece))
                 filled += last - first
             begin += ref.nbytes
         return pieces
-
-    def _pread(self, path: Path, offset: int, buffer: NDArray[np.uint8]) -> None:
-        """Fill `buffer` from the file; CheckpointError if it ends before."""
-        with self._lock:
-            descriptor = self._descriptors.get(path)
-            if descriptor is None:
-                descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        view = memoryview(buffer)
-        while view:
-            got = os.preadv(descriptor, [view], offset)
-            if not got:
-                raise CheckpointError(f"{path.name}: input changed while reading, it is shorter now")
-            view, offset = view[got:], offset + got
 
 
 def num_rows(tensor: OutTensor) -> int:

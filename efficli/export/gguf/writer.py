@@ -53,8 +53,8 @@ def write_files(
 ) -> list[WrittenFile]:
     """Write each (path, metadata, types) from one read of the checkpoint; `general.file_type` is added.
 
-    CheckpointError: NaN or Inf, values that float16 cannot hold, input that changed meanwhile. UnsupportedError: weights
-    that are not ternary, for a type that needs it. OutputError: a file cannot be written. Files stay incomplete then.
+    CheckpointError: NaN or Inf, values that float16 cannot hold, input that changed meanwhile. UnsupportedError:
+    weights that are not ternary, for a type that needs it. OutputError: a file cannot be written. Files stay partial.
     """
     progress = progress or Silent()
     for kind in {kind for _, _, choice in files for kind in choice.types.values()}:
@@ -66,7 +66,6 @@ def write_files(
         job.run(threads or len(os.sched_getaffinity(0)))
         written = [file.finish() for file in outputs]
     finally:
-        job.close()
         for file in outputs:
             os.close(file.descriptor)
         progress.finish()
@@ -83,7 +82,9 @@ class OutputFile:
 
     def __init__(self, path: Path, layout: Layout, stored: Sequence[StoredTensor], choice: TypeChoice) -> None:
         self.path, self.layout, self.choice = path, layout, choice
-        self.offsets = {tensor.name: offset for tensor, offset in zip(stored, layout.offsets, strict=True)}
+        self.offsets: Mapping[str, int] = {
+            tensor.name: offset for tensor, offset in zip(stored, layout.offsets, strict=True)
+        }
         self.sha256 = hashlib.sha256(layout.head)
         self.hashed = len(layout.head)
         self.tensor_sha256 = {tensor.name: hashlib.sha256() for tensor in stored}
@@ -105,7 +106,7 @@ class OutputFile:
 
     def write(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
         """Write all of `data` at `offset`."""
-        view = memoryview(data)
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
         with _writing(self.path):
             while view:
                 sent = os.pwrite(self.descriptor, view, offset)
@@ -114,8 +115,8 @@ class OutputFile:
     def hash(self, tensor: str, data: NDArray[np.uint8], offset: int) -> None:
         """Add a slab to the hashes of the file and of the tensor; slabs come in the order of the file."""
         self.sha256.update(bytes(offset - self.hashed))
-        self.sha256.update(data)
-        self.tensor_sha256[tensor].update(data)
+        self.sha256.update(data.data)
+        self.tensor_sha256[tensor].update(data.data)
         self.hashed = offset + data.nbytes
 
     def finish(self) -> str:
