@@ -97,6 +97,8 @@ def build(family: str, **overrides: Any) -> Any:
         values = {
             key: values[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "tie_word_embeddings") if key in values
         } | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS, "n_inner": 160} | overrides  # fmt: skip
+    if family == "bert":
+        del values["num_key_value_heads"]
     config = getattr(transformers, f"{stem}Config")(**copy.deepcopy(values))
     config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -139,7 +141,9 @@ def as_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
         old["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
         parameters = parameters["full_attention"]
     if parameters:
-        scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        scaling = {
+            key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")
+        }
         old["rope_theta"] = parameters["rope_theta"]
         old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
         if parameters.get("partial_rotary_factor") not in (None, 1.0):

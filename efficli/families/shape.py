@@ -111,14 +111,17 @@ class _Reader:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, the family's default where the key is missing, then `default`."""
-        return self.config.get(self.family.keys.get(key, key), self.family.defaults.get(key, default))
+        for name in self.family.keys.get(key, (key,)):
+            if name in self.config:
+                return self.config[name]
+        return self.family.defaults.get(key, default)
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
         value = self.get(key)
         if value is None:
             value = default
-        name = self.family.keys.get(key, key)
+        name = self.family.keys.get(key, (key,))[0]
         if value is None:
             raise CheckpointError(f"'{name}' is missing", where="config.json")
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -144,15 +147,15 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     text = config.get("text_config")
     if isinstance(text, Mapping):
         config = {**config, **text}
-    _refuse_quantized(config)
     read = _Reader(config, family)
+    _refuse_variants(read)
     heads, hidden = read.whole("num_attention_heads"), read.whole("hidden_size")
     layers, positions = read.whole("num_hidden_layers"), read.whole("max_position_embeddings")
     head_dim = read.get("head_dim")
     if head_dim is None and hidden % heads:
         raise CheckpointError(f"hidden_size {hidden} is not a multiple of {heads} heads", where="config.json")
     head_dim = hidden // heads if head_dim is None else read.whole("head_dim")
-    kv_heads = read.whole("num_key_value_heads", heads)
+    kv_heads = read.whole("num_key_value_heads", heads) if family.grouped else heads
     if heads % kv_heads:
         raise CheckpointError(f"{heads} heads are not a multiple of {kv_heads} key/value heads", where="config.json")
     window, windowed = _windows(read, layers)
@@ -201,9 +204,15 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Checkpoints whose weights are already codes of another method."""
-    quantization = config.get("quantization_config")
+def _refuse_variants(read: _Reader) -> None:
+    """What the table of families does not describe, and weights that are already codes of another method."""
+    for key, allowed in read.family.only.items():
+        value = read.get(key, allowed[0])
+        if value not in allowed:
+            raise UnsupportedError(
+                f"'{key}' is {value!r}, which is not supported for {read.family.name}", where="config.json"
+            )
+    quantization = read.config.get("quantization_config")
     if isinstance(quantization, Mapping) and quantization:
         method = quantization.get("quant_method", "unknown")
         raise UnsupportedError(

@@ -37,8 +37,8 @@ class Family:
     """Name of the output matrix (V, D); empty: there is none."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that a checkpoint may hold and no runtime needs."""
-    keys: Mapping[str, str] = field(default_factory=dict)
-    """config.json's name for a value, where it differs from the Llama one."""
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """config.json's names for a value, the first one found counts; where they differ from the Llama one."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
@@ -66,6 +66,10 @@ class Family:
     biases: frozenset[str] = frozenset()
     """Biases that the family always has: "qkv", "out", "mlp"."""
     experts: bool = False
+    grouped: bool = True
+    """Several query heads may share a key/value head."""
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values of config.json other than these choose code that this table does not describe."""
 
 
 _ROTARY = (r"rotary_emb\.inv_freq$",)
@@ -127,6 +131,7 @@ QWEN3_MOE = Family(
     gguf_arch="qwen3moe",
     weights=weights.QWEN3_MOE,
     ignored=_ROTARY,
+    keys={"num_experts": ("num_experts", "num_local_experts")},
     defaults={"num_key_value_heads": 4, "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8},
     qk_norm="head",
     windows="all",
@@ -140,7 +145,7 @@ GEMMA2 = Family(
     gguf_arch="gemma2",
     weights=weights.GEMMA2,
     ignored=_ROTARY,
-    keys={"hidden_act": "hidden_activation"},
+    keys={"hidden_act": ("hidden_activation",)},
     defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     norm_offset=1.0,
     norm_place="both",
@@ -148,6 +153,7 @@ GEMMA2 = Family(
     scale_from_query_scalar=True,
     windows="alternate",
     bias_flags=("attention_bias",),
+    only={"use_bidirectional_attention": (None, False)},
 )
 GEMMA3 = Family(
     name="gemma3",
@@ -157,7 +163,7 @@ GEMMA3 = Family(
     weights=weights.GEMMA3,
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     ignored=(*_ROTARY, r"(^|\.)vision_tower\.", r"(^|\.)multi_modal_projector\."),
-    keys={"hidden_act": "hidden_activation"},
+    keys={"hidden_act": ("hidden_activation",)},
     defaults={
         **_GEMMA_DEFAULTS,
         "hidden_size": 2304,
@@ -176,6 +182,7 @@ GEMMA3 = Family(
     scale_from_query_scalar=True,
     windows="every_sixth_full",
     bias_flags=("attention_bias",),
+    only={"use_bidirectional_attention": (None, False)},
 )
 PHI3 = Family(
     name="phi3",
@@ -197,13 +204,13 @@ GPT2 = Family(
     prefixes=("transformer.", ""),
     ignored=(r"\.attn\.(masked_)?bias$",),
     keys={
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "max_position_embeddings": "n_positions",
-        "intermediate_size": "n_inner",
-        "hidden_act": "activation_function",
-        "rms_norm_eps": "layer_norm_epsilon",
+        "hidden_size": ("n_embd", "hidden_size"),
+        "num_hidden_layers": ("n_layer", "num_hidden_layers"),
+        "num_attention_heads": ("n_head", "num_attention_heads"),
+        "max_position_embeddings": ("n_positions", "max_position_embeddings"),
+        "intermediate_size": ("n_inner",),
+        "hidden_act": ("activation_function",),
+        "rms_norm_eps": ("layer_norm_epsilon",),
     },
     defaults={
         "hidden_act": "gelu_new",
@@ -217,6 +224,12 @@ GPT2 = Family(
     transposed=True,
     positions="learned",
     biases=frozenset({"qkv", "out", "mlp"}),
+    grouped=False,
+    only={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
 )
 GRANITE = Family(
     name="granite",
@@ -275,7 +288,7 @@ BERT = Family(
     prefixes=("", "bert."),
     head="",
     ignored=(r"embeddings\.position_ids$", r"(^|\.)pooler\.", r"^cls\."),
-    keys={"rms_norm_eps": "layer_norm_eps"},
+    keys={"rms_norm_eps": ("layer_norm_eps",)},
     defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-12, "tie_word_embeddings": True, "max_position_embeddings": 512},
     norm="layer",
     norm_place="after",
@@ -283,6 +296,8 @@ BERT = Family(
     positions="learned",
     causal=False,
     biases=frozenset({"qkv", "out", "mlp"}),
+    grouped=False,
+    only={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
