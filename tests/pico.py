@@ -162,7 +162,7 @@ def write_llama(
     chat_template: str | None = None,
     **config_overrides: Any,
 ) -> Path:
-    """A Llama checkpoint in `folder` (made if need be), with tokenizer and model card; `vocab` (>= 258) embedding rows."""
+    """A Llama checkpoint in `folder` (made if need be), with tokenizer and model card; `vocab` >= 258 rows."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
