@@ -411,29 +411,42 @@ def test_no_artifact_there(tmp_path, made):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "not valid JSON"),
-        ("[]", "no schema_version"),
-        ("{}", "no schema_version"),
-        ('{"schema_version": true, "files": []}', "no schema_version"),
-        ('{"schema_version": 1}', "no list of files"),
-        ('{"schema_version": 1, "schema_version": 1, "files": []}', "duplicate key 'schema_version'"),
-        ('{"schema_version": 1, "files": [], "loss": NaN}', "NaN is no number"),
-        ('{"schema_version": 1, "files": [{"name": "x"}]}', "needs name, nbytes and sha256"),
+        ("", r"not valid JSON"),
+        ("[]", "a JSON array, expected an object"),
+        ("{}", "kind is None, expected 'artifact'"),
+        ('{"kind": "checkpoint", "version": 1}', "kind is 'checkpoint', expected 'artifact'"),
+        ('{"kind": "artifact", "schema_version": 1}', "no list of files"),
+        ('{"kind": "artifact",\n "schema_version": 1,\n "schema_version": 1}', "duplicate key 'schema_version'"),
+        ('{"kind": "artifact", "schema_version": 1, "files": [], "loss": NaN}', "NaN is not a JSON number"),
+        ('{"kind": "artifact", "schema_version": 1, "files": [{"name": "x"}]}', "needs name, nbytes and sha256"),
         ("[" * 100_000, "not valid JSON"),
-        ('{"schema_version": 1, "files": [{"name": "x", "nbytes": -1, "sha256": "a"}]}', "x: nbytes is -1"),
-        ('{"schema_version": 1, "files": [{"name": "x", "nbytes": 1, "sha256": "A"}]}', "x: sha256 is 'A'"),
     ],
 )
 def test_a_damaged_manifest_is_refused(made, text, words):
     (made / "efficli.json").write_text(text)
     with pytest.raises(CheckpointError, match=words) as caught:
         read_artifact(made)
-    assert caught.value.where == str(made / "efficli.json")
+    assert caught.value.where.startswith(str(made / "efficli.json"))
+
+
+def test_a_record_that_makes_no_sense_is_refused(made):
+    for changes, words in (({"nbytes": -1}, "nbytes is -1"), ({"nbytes": True}, "is True"), ({"sha256": "A"}, "'A'")):
+        edit(made, files=entry(**changes))
+        with pytest.raises(CheckpointError, match=words):
+            read_artifact(made)
 
 
 def test_a_newer_manifest_is_unsupported(made):
-    edit(made, schema_version=2)
-    with pytest.raises(UnsupportedError, match="schema_version 2, expected 1"):
+    for version in (2, True, None):
+        edit(made, schema_version=version)
+        with pytest.raises(UnsupportedError, match=f"schema_version is {version}, expected 1"):
+            read_artifact(made)
+
+
+def test_a_manifest_that_is_a_link_is_refused(made, tmp_path):
+    (made / "efficli.json").rename(tmp_path / "elsewhere")
+    (made / "efficli.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SecurityError, match="is a link"):
         read_artifact(made)
 
 

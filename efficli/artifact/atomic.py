@@ -60,7 +60,7 @@ class Draft:
             raise RuntimeError("a draft is committed once")
         files = _record_files(self.path, {record.name: record for record in hashed})
         entries = [{"name": record.name, "nbytes": record.nbytes, "sha256": record.sha256} for record in files]
-        whole = {**manifest, "schema_version": form.SCHEMA_VERSION, "files": entries}
+        whole = {**manifest, "kind": form.KIND, "schema_version": form.SCHEMA_VERSION, "files": entries}
         content = form.to_json(whole)
         for record in files:
             sync_file(self.path / record.name)

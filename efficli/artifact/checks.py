@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from efficli.artifact.manifest import is_artifact
+from efficli.artifact.manifest import is_made_by_efficli
 from efficli.errors import FitError, OutputError, UsageError
 from efficli.ops.storage import byte_text, free_bytes, is_mount
 
@@ -37,7 +37,7 @@ def check_existing(out: Path, force: bool) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out} exists and is a file", hint="use --force to replace it, or another -o")
-    if is_artifact(out):
+    if is_made_by_efficli(out):
         raise OutputError(f"{out} exists already", hint="use --force to replace it, or another -o")
     try:
         empty = next(out.iterdir(), None) is None

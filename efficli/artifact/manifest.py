@@ -9,11 +9,15 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
+from efficli.checkpoint import strict_json
+from efficli.checkpoint.files import read_bytes
 from efficli.errors import CheckpointError, SecurityError, UnsupportedError
 
 SCHEMA_VERSION = 1
+KIND = "artifact"
+"""Tells an artifact's manifest from the efficli.json of a compressed checkpoint."""
 MANIFEST = "efficli.json"
 SUMS = "SHA256SUMS"
 RUN = "run.json"
@@ -80,13 +84,14 @@ def read_artifact(path: str | Path) -> Artifact:
     return Artifact(root, manifest, files)
 
 
-def is_artifact(path: Path) -> bool:
-    """Whether the directory was made by efficli: whether its manifest can be read."""
+def is_made_by_efficli(path: Path) -> bool:
+    """Whether the directory holds an artifact or a checkpoint that efficli wrote: whether its manifest says so."""
+    manifest = path / MANIFEST
     try:
-        _read_manifest(path / MANIFEST)
-    except (CheckpointError, UnsupportedError):
+        kind = strict_json.parse_object(read_bytes(manifest, MANIFEST, _MANIFEST_BYTES), MANIFEST).get("kind")
+    except CheckpointError:
         return False
-    return True
+    return kind in (KIND, "checkpoint")
 
 
 def is_plain_name(name: str) -> bool:
@@ -120,24 +125,17 @@ def hash_file(path: Path) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     where = str(path)
-    try:
-        info = os.lstat(path)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > _MANIFEST_BYTES:
-            raise CheckpointError("not a regular file of at most 64 MiB", where=where)
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path.name} not found: not made by efficli", where=str(path.parent)) from None
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", where=where) from error
-    try:
-        manifest = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not valid JSON ({error})", where=where) from None
-    if not isinstance(manifest, dict) or type(manifest.get("schema_version")) is not int:
-        raise CheckpointError("no schema_version: not made by efficli", where=where)
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path.name} not found: not made by efficli", where=str(path.parent))
+    if path.is_symlink():
+        raise SecurityError("is a link", where=where)
+    manifest = strict_json.parse_object(read_bytes(path, where, _MANIFEST_BYTES), where)
+    if manifest.get("kind") != KIND:
+        raise CheckpointError(f"kind is {manifest.get('kind')!r}, expected {KIND!r}", where=where)
+    version = manifest.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise UnsupportedError(
-            f"schema_version {manifest['schema_version']}, expected {SCHEMA_VERSION}",
+            f"schema_version is {version!r}, expected {SCHEMA_VERSION}",
             where=where,
             hint="pip install --upgrade efficli",
         )
@@ -170,16 +168,3 @@ def _check_size(root: Path, record: FileRecord) -> None:
         raise SecurityError("not a regular file", where=str(path))
     if info.st_size != record.nbytes:
         raise SecurityError(f"{info.st_size} bytes, the manifest says {record.nbytes}", where=str(path))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"duplicate key {twice!r}")
-    return found
-
-
-def _refuse(word: str) -> Never:
-    raise ValueError(f"{word} is no number")

@@ -99,7 +99,13 @@ def test_a_file_that_llama_refuses_is_one_line(tmp_path):
     (tmp_path / "text.gguf").write_text("no model")
     write(tmp_path / "unknown.gguf", arch="flamingo")
     write(tmp_path / "holes.gguf", skip="blk.0.ffn_up.weight")
-    cases = {"short": "llama.cpp", "text": "llama.cpp", "unknown": "flamingo", "holes": "ffn_up", "missing": "no such file"}
+    cases = {
+        "short": "llama.cpp",
+        "text": "llama.cpp",
+        "unknown": "flamingo",
+        "holes": "ffn_up",
+        "missing": "no such file",
+    }
     for name, words in cases.items():
         with pytest.raises((CheckpointError, UnsupportedError), match=words) as caught:
             verify_file(tmp_path / f"{name}.gguf", threads=1)
