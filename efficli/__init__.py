@@ -1,3 +1,32 @@
-"""Turns Hugging Face checkpoints into small files that stock runtimes load, and says what that cost."""
+"""Turns Hugging Face checkpoints into small files that stock runtimes load, and says what that cost.
+
+    import efficli
+    result = efficli.export("reference", Path("out"), types=("Q4_K_M",))
+
+Every command is one public function here. Nothing is loaded before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from efficli.pipeline import export as export
+    from efficli.pipeline import try_artifact as try_artifact
 
 __version__ = "0.1.0"
+
+_WHERE = {"export": "efficli.export", "try_artifact": "efficli.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    """A public function, imported when it is first named."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'efficli' has no attribute {name!r}")
+    module = importlib.import_module(_WHERE[name])
+    return module if module.__name__ == f"efficli.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_WHERE, "__version__"])

@@ -88,6 +88,11 @@ class Terminal:
         """An error that a user can act on."""
         self.error(error.message, code=error.exit_code, where=error.where, hint=error.hint)
 
+    def interrupted(self, line: str) -> None:
+        """What became of the work when a signal stopped it."""
+        self.finish()
+        self._line(line)
+
     def data(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout."""
         self.text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

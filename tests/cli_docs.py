@@ -1,0 +1,46 @@
+"""Writes docs/cli.md from the help texts; `--check` fails where the page and the program differ."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+HEAD = """# Commands
+
+Generated from the help texts by `make docs`; `make lint` fails where the two differ.
+"""
+
+
+def page() -> str:
+    """The text of docs/cli.md."""
+    os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", TERMINAL_WIDTH="100")
+    import typer.main
+
+    from efficli.cli import app
+
+    group = typer.main.get_command(app)
+    parts = [HEAD, _section(group, "efficli")]
+    for name in sorted(group.commands):  # type: ignore[attr-defined]
+        parts.append(_section(group.commands[name], f"efficli {name}"))  # type: ignore[attr-defined]
+    return "\n".join(parts)
+
+
+def _section(command: object, name: str) -> str:
+    import contextlib
+    import io
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        command.main(["--help"], prog_name=name, standalone_mode=False)  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in shown.getvalue().strip("\n").splitlines()]
+    return f"## `{name}`\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n"
+
+
+if __name__ == "__main__":
+    text = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+        sys.exit(f"{PAGE.name} is not what the help texts say: make docs")

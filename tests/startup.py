@@ -1,0 +1,70 @@
+"""CPU seconds of `efficli --help` beside a Typer app with the same commands and options and empty bodies."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import efficli.cli
+
+RUN = "import sys; from efficli.cli import main; sys.exit(main())"
+
+
+def bare_app() -> str:
+    """The source of cli.py with the signatures alone: bodies emptied, nothing of efficli imported."""
+    tree = ast.parse(Path(efficli.cli.__file__).read_text(encoding="utf-8"))
+    kept: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("efficli"):
+            continue
+        if isinstance(node, ast.FunctionDef) and (node.name.startswith("_") and not node.decorator_list):
+            if node.name != "_option":
+                continue
+        elif isinstance(node, ast.FunctionDef):
+            if not node.decorator_list:
+                continue
+            node.body = [part for part in node.body[:1] if isinstance(part, ast.Expr)] or [ast.Pass()]
+            node.returns = None
+        elif isinstance(node, ast.ClassDef | ast.If):
+            continue
+        kept.append(node)
+    return ast.unparse(ast.Module(kept, [])) + "\napp()\n"
+
+
+def cpu_seconds(command: list[str]) -> float:
+    """User and system seconds of one run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "COLUMNS": "100"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert b"Usage" in done.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(arguments: list[str], pairs: int = 7) -> tuple[float, float, float]:
+    """Medians of efficli and of the bare app in seconds, and the median of the ratios of pairs run side by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / "bare.py"
+        bare.write_text(bare_app(), encoding="utf-8")
+        # Compiled like an installed module, as efficli is: a script would be compiled anew in every run.
+        start = f"import sys; sys.path.insert(0, {folder!r}); import bare"
+        ours, theirs = [], []
+        for pair in range(-1, pairs):
+            ours.append(cpu_seconds([sys.executable, "-c", RUN, *arguments, "--help"]))
+            theirs.append(cpu_seconds([sys.executable, "-c", start, *arguments, "--help"]))
+            if pair < 0:  # the first run writes the byte code
+                ours.clear()
+                theirs.clear()
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(ours), statistics.median(theirs), ratio
+
+
+if __name__ == "__main__":
+    for words in ([], ["export"], ["try"]):
+        mine, other, by = compare(words)
+        print(f"efficli {' '.join([*words, '--help']):16} {mine * 1e3:4.0f} ms  bare Typer {other * 1e3:4.0f} ms  ratio {by:.2f}")
