@@ -1,0 +1,169 @@
+"""Everything about a GGUF export that headers alone decide: metadata, tensors, types, sizes, names, objections.
+
+`prepare` reads no weight. What it returns can be printed (`--dry-run`), checked against free space, and written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import Keys
+from numpy.typing import NDArray
+
+from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.errors import UnsupportedError, UsageError
+from efficli.export.gguf.general import file_name, general_metadata
+from efficli.export.gguf.header import StoredTensor, lay_out
+from efficli.export.gguf.layout import Metadata, OutTensor, string
+from efficli.export.gguf.model import layout
+from efficli.export.gguf.types import TypeChoice, TypeRequest, choose_types, file_type
+from efficli.export.gguf.vocab import compare_ids, read_vocab
+from efficli.export.gguf.vocab_check import Mismatch
+from efficli.families import ModelShape, read_shape
+from efficli.ops import ggml
+from efficli.ops.child import run_child
+from efficli.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile:
+    """One file before it is written: its name, the type of each tensor, its exact size in bytes."""
+
+    name: str
+    choice: TypeChoice
+    nbytes: int
+
+    @property
+    def type(self) -> str:
+        """llama.cpp's name of the file type, such as Q4_K_M."""
+        return self.choice.type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufJob:
+    """What will be written from a checkpoint."""
+
+    checkpoint: Checkpoint
+    shape: ModelShape
+    metadata: Metadata
+    """Common to all files; `general.file_type` is added by the writer."""
+    tensors: tuple[OutTensor, ...]
+    files: tuple[PlannedFile, ...]
+    report: tuple[str, ...]
+    """What a user should know: what llama.cpp does otherwise, what was left out, which tensors fell back."""
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights in the file."""
+        return sum(t.num_elements for t in self.tensors)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model gives embeddings instead of tokens."""
+        return not self.shape.facts.causal
+
+    def with_imatrix(self, imatrix: Mapping[str, NDArray[np.float32]]) -> GgufJob:
+        """The same job with the values of an importance matrix, whose presence `prepare` has already counted on."""
+        files = tuple(replace(f, choice=replace(f.choice, imatrix=imatrix)) for f in self.files)
+        return replace(self, files=files)
+
+
+def prepare(
+    ckpt: Checkpoint,
+    requests: Sequence[TypeRequest],
+    *,
+    own: Mapping[str, str],
+    pre_tokenizer: str | None = None,
+    strict: bool = False,
+    progress: Progress,
+) -> GgufJob:
+    """Decide everything that needs no weight; `own` are values for keys under `efficli.`.
+
+    Raises what its parts raise: UnsupportedError (family, tokenizer, type), CheckpointError (tensors that do not fit
+    config.json), UsageError (types); with `strict` also where a tensor falls back to another type.
+    """
+    shape = read_shape(ckpt.config)
+    arch = shape.facts.gguf_arch
+    vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
+    model, tensors, report = layout(shape, ckpt, strict=strict, progress=progress)
+    num_weights = sum(t.num_elements for t in tensors)
+    general = general_metadata(ckpt, num_weights=num_weights, strips_like_phi3=vocab.strips_like_phi3)
+    metadata: Metadata = {Keys.General.ARCHITECTURE: string(arch)} | general | model | vocab.metadata
+    metadata |= {f"efficli.{key}": string(value) for key, value in own.items()}
+    kinds = [file_type(request.type) for request in requests]
+    if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        raise UsageError(f"type {twice[0]} is asked for twice")
+    files = []
+    for request in requests:
+        choice = choose_types(metadata, tensors, request)
+        files.append(
+            PlannedFile(
+                name=file_name(metadata, choice.type),
+                choice=choice,
+                nbytes=_nbytes(metadata, tensors, choice),
+            )
+        )
+        report += [f"{choice.type}: {fallback}" for fallback in choice.fallbacks]
+        if strict and choice.fallbacks:
+            raise UnsupportedError(
+                f"{len(choice.fallbacks)} tensors cannot take {choice.type}, the first is {choice.fallbacks[0]}",
+                hint="choose a type with blocks of 32 (Q8_0, Q4_0, IQ4_NL), or leave out --strict",
+            )
+    return GgufJob(
+        checkpoint=ckpt,
+        shape=shape,
+        metadata=metadata,
+        tensors=tuple(tensors),
+        files=tuple(files),
+        report=(*ckpt.notes, *report, *vocab.notes),
+    )
+
+
+def _nbytes(metadata: Metadata, tensors: Sequence[OutTensor], choice: TypeChoice) -> int:
+    stored = []
+    for tensor in tensors:
+        kind = choice.types[tensor.name]
+        rows = tensor.num_elements // tensor.shape[-1]
+        stored.append(
+            StoredTensor(tensor.name, tensor.shape, ggml.type_id(kind), rows * ggml.row_bytes(kind, tensor.shape[-1]))
+        )
+    return lay_out(metadata, stored).nbytes
+
+
+def any_imatrix(tensors: Sequence[OutTensor]) -> dict[str, NDArray[np.float32]]:
+    """Uniform importance of every matrix: stands for one that is computed later, as types depend on its presence."""
+    return {
+        t.name: np.ones(t.shape[-1] * (t.shape[0] if len(t.shape) == 3 else 1), np.float32)
+        for t in tensors
+        if len(t.shape) > 1
+    }
+
+
+def compare_tokens(path: Path, ckpt: Checkpoint, progress: Progress) -> list[str]:
+    """Compare token ids of a written file with the source tokenizer's, in a child process.
+
+    Returns rows for known differences; UnsupportedError for one that nothing explains: the vocabulary is wrong.
+    """
+    argument = {"path": str(path.absolute()), "checkpoint": str(ckpt.root.absolute())}
+    told = run_child(
+        "efficli.export.gguf.job:compare", argument, what="comparing tokens", timeout_s=300, progress=progress
+    )
+    found = [Mismatch(m["text"], m["special"], tuple(m["expected"]), tuple(m["found"]), m["limit"]) for m in told]
+    wrong = [mismatch for mismatch in found if not mismatch.limit]
+    if wrong:
+        raise UnsupportedError(
+            wrong[0].describe(),
+            where=path.name,
+            hint="the pre-tokenizer was recognised wrongly: force another with --pre-tokenizer NAME",
+        )
+    return sorted({mismatch.limit for mismatch in found})
+
+
+def compare(argument: dict[str, Any], progress: Progress) -> list[dict[str, Any]]:
+    """The child's part of `compare_tokens`."""
+    ckpt = open_checkpoint(Path(argument["checkpoint"]))
+    return [mismatch.to_json() for mismatch in compare_ids(Path(argument["path"]), ckpt)]

@@ -1,0 +1,8 @@
+"""The only orchestrator: joins checkpoints, exporters and measurements; every command's body is a function here."""
+
+from __future__ import annotations
+
+from efficli.pipeline.export import export, run_export
+from efficli.pipeline.result import ExportedFile, ExportResult
+
+__all__ = ["ExportResult", "ExportedFile", "export", "run_export"]

@@ -1,0 +1,165 @@
+"""Export: a checkpoint becomes files, the files are loaded and measured, and all of it one artifact.
+
+    checkpoint -> prepare (headers) -> draft -> write -> load and decode -> certificate -> gates -> commit
+
+Until the commit nothing is at the output's name but what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from efficli import __version__
+from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.errors import CheckpointError, UsageError
+from efficli.export.gguf.imatrix import read_imatrix
+from efficli.export.gguf.job import any_imatrix, prepare
+from efficli.export.gguf.types import TypeRequest
+from efficli.pipeline.result import ExportResult, planned
+from efficli.pipeline.run import Clock, ExportRun
+from efficli.progress import Progress, Silent
+from efficli.recipe import Recipe
+
+
+def export(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    format: str = "gguf",
+    types: Sequence[str] = ("Q4_K_M",),
+    imatrix: str | os.PathLike[str] | None = None,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    pure: bool = False,
+    pre_tokenizer: str | None = None,
+    allow_non_ternary: bool = False,
+    revision: str | None = None,
+    base: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    ctx: int = 512,
+    max_kld: float | None = None,
+    min_top1: float | None = None,
+    certificate: bool = True,
+    strict: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write `model` (directory, hub id, `reference`) as GGUF files into the directory `output`, load and measure them.
+
+    `types` are llama.cpp's names; several are written in one read. `imatrix` is a file or "auto". `tensor_types` are
+    (regular expression, type). The certificate compares with the origin, or with `base`, on the evaluation slice or
+    `text`, in windows of `ctx` tokens; `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written
+    and GateError is raised. `strict` turns fallbacks and an absent origin into errors. With `dry_run` nothing is
+    written. Errors are those of `efficli.errors`; `output` is untouched or whole after each of them.
+    """
+    recipe = Recipe.from_export(
+        model=os.fspath(model),
+        format=format,
+        types=tuple(types),
+        imatrix=None if imatrix is None else os.fspath(imatrix),
+        tensor_types=tuple(tensor_types),
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        pure=pure,
+        pre_tokenizer=pre_tokenizer,
+        allow_non_ternary=allow_non_ternary,
+        revision=revision,
+        base=base,
+        text=None if text is None else os.fspath(text),
+        ctx=ctx,
+        max_kld=max_kld,
+        min_top1=min_top1,
+        certificate=certificate,
+        strict=strict,
+        seed=seed,
+    )
+    return run_export(
+        recipe, Path(output), threads=threads, force=force, dry_run=dry_run, progress=progress or Silent()
+    )
+
+
+def run_export(
+    recipe: Recipe, output: Path, *, threads: int | None, force: bool, dry_run: bool, progress: Progress
+) -> ExportResult:
+    """Run the export of a recipe; see `export`."""
+    clock = Clock()
+    with clock("prepare"):
+        ckpt = open_checkpoint(recipe.model, revision=recipe.revision)
+        job = prepare(
+            ckpt,
+            _requests(recipe),
+            own={"version": __version__, "source": ckpt.name, "recipe": recipe.sha256},
+            pre_tokenizer=recipe.export.pre_tokenizer,
+            strict=recipe.strict,
+            progress=progress,
+        )
+        if recipe.export.imatrix == "auto":
+            job = job.with_imatrix(any_imatrix(job.tensors))
+        origin = find_origin(ckpt, recipe, progress)
+    result = ExportResult(
+        output=output,
+        model=ckpt.name,
+        num_weights=job.num_weights,
+        files=tuple(planned(job, file) for file in job.files),
+        report=job.report,
+        dry_run=dry_run,
+    )
+    for row in job.report:
+        progress.note(row)
+    if dry_run:
+        return result
+    return ExportRun(recipe, job, origin, threads, progress, clock).write(result, force)
+
+
+def find_origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint | None:
+    """The checkpoint that the certificate compares with; None where it is not at hand (an error under `strict`)."""
+    if not recipe.certificate.enabled:
+        return None
+    if recipe.certificate.base is not None:
+        return open_checkpoint(recipe.certificate.base)
+    told = None if ckpt.sidecar is None else ckpt.sidecar.origin
+    if told is None:
+        return ckpt
+    reason = "the checkpoint does not say where it is"
+    if told.model is not None:
+        try:
+            origin = open_checkpoint(told.model, revision=told.revision)
+        except CheckpointError as error:
+            reason = error.line
+        else:
+            if origin.fingerprint(progress) == told.fingerprint:
+                return origin
+            reason = f"{told.model} has changed since"
+    if recipe.strict:
+        raise CheckpointError(f"origin absent: {reason}", where=ckpt.name, hint="name it with --base MODEL")
+    progress.note(f"origin absent: {reason}; name it with --base MODEL")
+    return None
+
+
+def _requests(recipe: Recipe) -> list[TypeRequest]:
+    options = recipe.export
+    imatrix = None if options.imatrix in (None, "auto") else read_imatrix(Path(str(options.imatrix)))
+    overrides = []
+    for word in options.tensor_type:
+        pattern, equals, kind = word.rpartition("=")
+        if not (pattern and equals and kind):
+            raise UsageError(f"tensor type {word!r}, expected REGEX=TYPE")
+        overrides.append((pattern, kind))
+    return [
+        TypeRequest(
+            type=kind,
+            overrides=tuple(overrides),
+            output_tensor_type=options.output_tensor_type,
+            token_embedding_type=options.token_embedding_type,
+            pure=options.pure,
+            imatrix=imatrix,
+            allow_non_ternary=options.allow_non_ternary,
+        )
+        for kind in options.type
+    ]

@@ -1,0 +1,81 @@
+"""What an export wrote, or would write: the values behind the tables and behind --json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efficli.bench.quality import Certificate
+from efficli.export.gguf.job import GgufJob, PlannedFile
+from efficli.export.gguf.types import Fallback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
+    """One file of an artifact; what is not known before writing is None in a dry run."""
+
+    name: str
+    type: str
+    nbytes: int
+    bits_per_weight: float
+    fallbacks: tuple[Fallback, ...]
+    """Tensors that could not take the type."""
+    sha256: str | None = None
+    sample: str | None = None
+    """What the runtime wrote when the file was tried; empty for an embedding model."""
+    certificate: Certificate | None = None
+
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """As plain data; `folder` is where the file is."""
+        return {
+            "path": str(folder / self.name),
+            "format": "gguf",
+            "type": self.type,
+            "bytes": self.nbytes,
+            "sha256": self.sha256,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
+            "sample": self.sample,
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What `export` wrote, or in a dry run would write."""
+
+    output: Path
+    model: str
+    num_weights: int
+    files: tuple[ExportedFile, ...]
+    report: tuple[str, ...]
+    dry_run: bool
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "schema_version": 1,
+            "command": "export",
+            "artifact": str(self.output),
+            "model": self.model,
+            "num_weights": self.num_weights,
+            "files": [file.to_json(self.output) for file in self.files],
+            "report": list(self.report),
+            "dry_run": self.dry_run,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+def planned(job: GgufJob, file: PlannedFile) -> ExportedFile:
+    """A file as it is known before it is written."""
+    data = file.choice.nbytes(job.tensors)
+    return ExportedFile(
+        name=file.name,
+        type=file.type,
+        nbytes=file.nbytes,
+        bits_per_weight=data * 8 / job.num_weights,
+        fallbacks=file.choice.fallbacks,
+    )
