@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficli.errors import EffiError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+    from rich.table import Table
 
 MIB = 1 << 20
 
@@ -119,6 +121,31 @@ class Terminal:
             table.add_row(*row)
         self.console.print(table, markup=False)
 
+    @contextlib.contextmanager
+    def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+        """A `write(column, piece)` for texts side by side on stdout; one below the other where it is no terminal."""
+        texts = ["" for _ in titles]
+
+        def keep(column: int, piece: str) -> None:
+            texts[column] += piece
+
+        if not sys.stdout or not sys.stdout.isatty():
+            yield keep
+            for title, text in zip(titles, texts, strict=True):
+                self.text(f"--- {title}\n{text}\n")
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(no_color=not self.color, highlight=False)
+        with Live(_beside(titles, texts), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+
+            def show(column: int, piece: str) -> None:
+                keep(column, piece)
+                live.update(_beside(titles, texts), refresh=True)
+
+            yield show
+
     def _line(self, line: str) -> None:
         if self._bar is not None:  # above the bar, which rich draws again
             self._bar.console.print(line, markup=False, soft_wrap=True)
@@ -140,6 +167,18 @@ def _bar(console: Console, unit: str) -> Bar:
     return progress.Progress(
         described, progress.BarColumn(), *amount, progress.TimeRemainingColumn(), console=console, transient=True
     )
+
+
+def _beside(titles: Sequence[str], texts: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+    for title in titles:
+        table.add_column(title, ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for text in texts))
+    return table
 
 
 def size(num_bytes: float) -> str:
