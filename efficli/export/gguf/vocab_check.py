@@ -145,7 +145,8 @@ class SourceTokenizer:
     def _wrap(self, ids: list[int]) -> list[int]:
         """What transformers adds where tokenizer.json has no post-processor."""
         add, known = self.specials.add, self.specials.ids
-        return [known["bos"]] * bool(add.get("bos")) + ids + [known["eos"]] * bool(add.get("eos"))
+        before, after = ([known[name]] if add.get(name) else [] for name in ("bos", "eos"))
+        return before + ids + after
 
     def _pieces(self, text: str, *, parse_special: bool) -> list[int]:
         added = {token.content: token.id for token in self.source.added if parse_special or not token.special}
@@ -198,9 +199,15 @@ def _own_texts(source: Source) -> Iterator[str]:
 
 
 def _hidden(source: Source, text: str) -> bool:
-    """Whether `text` has a token that llama.cpp counts as special although the source does not (see `token_type`)."""
+    """Whether the source recognises a token in `text` that llama.cpp counts as special, even if it should not.
+
+    It does so for tokens not marked as special (see `token_type`), and unigram models find all their tokens.
+    """
     return any(
-        not token.special and token_type(token) == TokenType.CONTROL and token.content in text for token in source.added
+        (source.kind == "unigram" or not token.special)
+        and token_type(token) == TokenType.CONTROL
+        and token.content in text
+        for token in source.added
     )
 
 
@@ -214,15 +221,30 @@ def _limits(source: Source, pre: str) -> Iterator[tuple[str, Callable[[str], str
             yield f"llama.cpp does not bring text to {form}", lambda text, form=form: unicodedata.normalize(form, text)  # type: ignore[misc]
     if structure.prefix_space:
         yield "llama.cpp puts no space before the text", lambda text: " " + text.lstrip(" ")
-    if any(split.startswith("Metaspace(first") for split in structure.splits):
+    if source.kind == "spm" and any(split.startswith("Metaspace(") for split in structure.splits):
         tokens = [token.content for token in source.added]
-        yield "llama.cpp puts a space after special tokens", lambda text: _without(text, tokens)
+        yield "llama.cpp also puts a space before text that begins with one", lambda text: text.lstrip(" \u2581")
+        yield (
+            "llama.cpp puts a space after special tokens",
+            lambda text: _without(text, tokens).lstrip(" \u2581"),
+        )
     if source.kind == "wordpiece":
         limit = int(source.model.get("max_input_chars_per_word", 100))
         yield f"words of more than {limit} characters", lambda text: re.sub(rf"\w{{{limit + 1},}}", "", text)
+        yield "llama.cpp does not take Hangul apart, and drops spacing marks", _without_spacing_marks
+    if source.kind == "unigram":
+        yield "llama.cpp maps a letter and its combining marks one by one", _without_marks
     for row in TABLE:
         if row.name == pre and row.limit:
             yield row.limit, lambda text: _CASE_PROBE.sub("", text)
+
+
+def _without_spacing_marks(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mc")
+
+
+def _without_marks(text: str) -> str:
+    return "".join(c for c in text if not unicodedata.category(c).startswith("M"))
 
 
 def _without(text: str, tokens: Sequence[str]) -> str:

@@ -55,6 +55,8 @@ class SentencePieceModel:
     charsmap: bytes
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
+    ids: Mapping[str, int]
+    """Ids of unk, bos, eos and pad, as far as it has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +192,13 @@ def _added_from_config(config: Mapping[str, Any], spm: SentencePieceModel | None
 def parse_sentencepiece(data: bytes) -> SentencePieceModel:
     """Parse a tokenizer.model; CheckpointError for anything that is not one."""
     pieces: list[Piece] = []
-    model_type, spec = 1, SentencePieceModel((), True, b"", True, True)
+    trainer: dict[int, int] = {3: 1, 40: 0, 41: 1, 42: 2, 43: -1}  # the fields' defaults in the protobuf
+    spec = SentencePieceModel((), True, b"", True, True, {})
     for number, value in _fields(data):
         if number == 1:
             pieces.append(_piece(_bytes(value)))
         elif number == 2:
-            model_type = next((v for n, v in _fields(_bytes(value)) if n == 3 and isinstance(v, int)), model_type)
+            trainer |= {n: v for n, v in _fields(_bytes(value)) if n in trainer and isinstance(v, int)}
         elif number == 3:
             for n, v in _fields(_bytes(value)):
                 if n == 2:
@@ -206,11 +209,14 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
                     spec = replace(spec, remove_extra_whitespaces=bool(v))
     if not pieces:
         raise CheckpointError("tokenizer.model: no pieces, expected a SentencePiece model")
+    model_type = trainer[3]
     if model_type not in (1, 2):
         raise UnsupportedError(
             f"tokenizer.model: SentencePiece model type {model_type}, expected unigram (1) or BPE (2)"
         )
-    return replace(spec, pieces=tuple(pieces), unigram=model_type == 1)
+    named = {name: trainer[number] for name, number in (("unk", 40), ("bos", 41), ("eos", 42), ("pad", 43))}
+    ids = {name: number for name, number in named.items() if 0 <= number < len(pieces)}  # -1 stands for none
+    return replace(spec, pieces=tuple(pieces), unigram=model_type == 1, ids=ids)
 
 
 def _piece(data: bytes) -> Piece:

@@ -76,6 +76,8 @@ def read_specials(ckpt: Checkpoint, source: Source, size: int) -> Specials:
             number = holder.get(f"{name}_token_id")
             if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size:
                 out.ids.setdefault(name, number)
+    for name, number in source.spm.ids.items() if source.tokenizer is None and source.spm else ():
+        out.ids.setdefault(name, number)
     if source.kind == "unigram" and isinstance(unknown := source.model.get("unk_id"), int):
         out.ids.setdefault("unk", unknown)
     _ends(ckpt, source, out, size)

@@ -38,15 +38,12 @@ def read_spm(source: Source, size: int, *, force: str | None = None) -> Parts:
             types[i] = TokenType.BYTE
     prefix, notes = _space_prefix(source)
     _need_bytes(types)
-    for i, kind in enumerate(types):
-        if kind == TokenType.USER_DEFINED:
-            texts[i] = texts[i].replace(SPACE, " ")  # added words are searched in the text as it was typed
     merges = merge_lines(source.model.get("merges") or ())
     scores = None if force else _model_scores(source, size) or _merge_scores(source, merges, size)
     if scores is None:
         return _raw_text_bpe(texts, types, merges, prefix, force, notes)
     for i, kind in enumerate(types):
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+        if kind == TokenType.CONTROL:
             scores[i] = _ADDED_SCORE
     if source.tokenizer is None and source.spm is not None:
         _mark_unknown(source, types)
@@ -144,7 +141,8 @@ def _merge_scores(source: Source, merges: Sequence[str], size: int) -> list[floa
     """
     vocab: Mapping[str, int] = source.model.get("vocab") or {}
     ranks = {tuple(line.split(" ")): rank for rank, line in enumerate(merges)}
-    added = {token.id for token in source.added}
+    # Added words are cut out of the text before; those of spaces come about by joining too, spaces being spelled anew.
+    added = {token.id for token in source.added if SPACE not in token.content}
     joined = [left + right for left, right in ranks]
     runs = 1 + sum(a != b for a, b in pairwise(joined))
     if runs != len(set(joined)) and joined:

@@ -57,4 +57,5 @@ def _normalizer(source: Source) -> tuple[dict[str, bool], list[str]]:
         notes.append("WordPiece: llama.cpp always removes control characters and separates Chinese characters")
     limit = source.model.get("max_input_chars_per_word", 100)
     notes.append(f"WordPiece: words of more than {limit} characters are one unknown token, in llama.cpp their pieces")
+    notes.append("WordPiece: llama.cpp does not take Hangul apart, and drops spacing marks (as in Hindi) with accents")
     return {"lowercase": lowercase, "strip_accents": lowercase if accents is None else bool(accents)}, notes
