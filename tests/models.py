@@ -94,9 +94,9 @@ def build(family: str, **overrides: Any) -> Any:
     stem, extra = FAMILIES[family]
     values = SMALL | extra | overrides
     if family == "gpt2":
-        values = {
-            key: values[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "tie_word_embeddings") if key in values
-        } | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS, "n_inner": 160} | overrides  # fmt: skip
+        kept = ("vocab_size", "bos_token_id", "eos_token_id")
+        sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS, "n_inner": 160}
+        values = {key: values[key] for key in kept} | sizes | overrides
     if family == "bert":
         del values["num_key_value_heads"]
     config = getattr(transformers, f"{stem}Config")(**copy.deepcopy(values))
