@@ -14,7 +14,6 @@ from pathlib import Path
 from efficli import __version__
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import CheckpointError, UsageError
-from efficli.export.gguf.imatrix import read_imatrix
 from efficli.export.gguf.job import any_imatrix, prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.pipeline.result import ExportResult, planned
@@ -143,6 +142,8 @@ def find_origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpo
 
 
 def _requests(recipe: Recipe) -> list[TypeRequest]:
+    if options_imatrix := recipe.export.imatrix not in (None,"auto"):
+        from efficli.export.gguf.imatrix import read_imatrix
     options = recipe.export
     imatrix = None if options.imatrix in (None, "auto") else read_imatrix(Path(str(options.imatrix)))
     overrides = []

@@ -19,7 +19,6 @@ from efficli.bench.quality import Certificate, certify
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.fingerprint import fingerprint_of
 from efficli.export.card import Row, carry_along, write_card
-from efficli.export.gguf.imatrix import auto_imatrix
 from efficli.export.gguf.job import GgufJob, compare_tokens, prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.export.gguf.verify import Verified, verify_file

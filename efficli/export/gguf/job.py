@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UnsupportedError, UsageError
-from efficli.export.gguf.general import file_name, general_metadata
+from efficli.export.gguf.general import file_name, general_metadata, model_card
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, string
 from efficli.export.gguf.model import layout
 from efficli.export.gguf.types import TypeChoice, TypeRequest, choose_types, file_type
 from efficli.export.gguf.vocab import compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
+from efficli.export.gguf.writer import file_fields
 from efficli.families import ModelShape, read_shape
 from efficli.ops import ggml
 from efficli.ops.child import run_child
@@ -91,7 +92,14 @@ def prepare(
     vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
     model, tensors, report = layout(shape, ckpt, strict=strict, progress=progress)
     num_weights = sum(t.num_elements for t in tensors)
-    general = general_metadata(ckpt, num_weights=num_weights, strips_like_phi3=vocab.strips_like_phi3)
+    experts = sum(t.num_elements for t in tensors if t.transform == "stack")
+    general = general_metadata(
+        ckpt,
+        num_weights=num_weights,
+        expert_weights=experts,
+        num_experts=shape.num_experts if experts else 0,
+        strips_like_phi3=vocab.strips_like_phi3,
+    )
     metadata: Metadata = {Keys.General.ARCHITECTURE: string(arch)} | general | model | vocab.metadata
     metadata |= {f"efficli.{key}": string(value) for key, value in own.items()}
     kinds = [file_type(request.type) for request in requests]
@@ -119,7 +127,7 @@ def prepare(
         metadata=metadata,
         tensors=tuple(tensors),
         files=tuple(files),
-        report=(*ckpt.notes, *report, *vocab.notes),
+        report=(*ckpt.notes, *model_card(ckpt).notes, *report, *vocab.notes),
     )
 
 
@@ -131,7 +139,7 @@ def _nbytes(metadata: Metadata, tensors: Sequence[OutTensor], choice: TypeChoice
         stored.append(
             StoredTensor(tensor.name, tensor.shape, ggml.type_id(kind), rows * ggml.row_bytes(kind, tensor.shape[-1]))
         )
-    return lay_out(metadata, stored).nbytes
+    return lay_out(metadata | file_fields(choice), stored).nbytes
 
 
 def any_imatrix(tensors: Sequence[OutTensor]) -> dict[str, NDArray[np.float32]]:

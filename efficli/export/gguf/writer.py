@@ -49,10 +49,12 @@ def write_files(
     files: Sequence[tuple[Path, Metadata, TypeChoice]],
     *,
     threads: int | None = None,
+    hashes: bool = True,
     progress: Progress | None = None,
 ) -> list[WrittenFile]:
     """Write each (path, metadata, types) from one read of the checkpoint; `general.file_type` is added.
 
+    Without `hashes` (for files that nobody keeps) every sha256 is empty.
     CheckpointError: NaN or Inf, values that float16 cannot hold, input that changed meanwhile. UnsupportedError:
     weights that are not ternary, for a type that needs it. OutputError: a file cannot be written. Files stay partial.
     """
@@ -60,7 +62,7 @@ def write_files(
     for kind in {kind for _, _, choice in files for kind in choice.types.values()}:
         ggml.prepare(kind)
     outputs = [OutputFile.create(*file, tensors) for file in files]
-    job = Job(ckpt, tensors, outputs, progress)
+    job = Job(ckpt, tensors, outputs, progress, hashes)
     progress.start("writing", sum(t.num_elements for t in tensors), "weights")
     try:
         job.run(threads or len(os.sched_getaffinity(0)))
@@ -70,11 +72,16 @@ def write_files(
             os.close(file.descriptor)
         progress.finish()
     ckpt.check_unchanged()
-    sources = {name: digest.hexdigest() for name, digest in job.source_hashes.items()}
+    sources = {name: digest.hexdigest() if hashes else "" for name, digest in job.source_hashes.items()}
     return [
-        WrittenFile(f.path, f.layout.nbytes, sha256, f.written(), sources)
+        WrittenFile(f.path, f.layout.nbytes, sha256 if hashes else "", f.written(hashes), sources)
         for f, sha256 in zip(outputs, written, strict=True)
     ]
+
+
+def file_fields(choice: TypeChoice) -> Metadata:
+    """The metadata that differs between files of one model."""
+    return {"general.file_type": u32(choice.file_type), "general.quantization_version": u32(2)}
 
 
 class OutputFile:
@@ -101,8 +108,7 @@ class OutputFile:
             for t in tensors
             for kind in (choice.types[t.name],)
         ]
-        own = {"general.file_type": u32(choice.file_type), "general.quantization_version": u32(2)}
-        return cls(path, lay_out({**metadata, **own}, stored), stored, choice)
+        return cls(path, lay_out({**metadata, **file_fields(choice)}, stored), stored, choice)
 
     def write(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
         """Write all of `data` at `offset`."""
@@ -126,10 +132,10 @@ class OutputFile:
         self.sha256.update(bytes(self.layout.nbytes - self.hashed))
         return self.sha256.hexdigest()
 
-    def written(self) -> dict[str, WrittenTensor]:
+    def written(self, hashes: bool) -> dict[str, WrittenTensor]:
         """What the file holds."""
         return {
-            name: WrittenTensor(self.choice.types[name], self.sizes[name], digest.hexdigest())
+            name: WrittenTensor(self.choice.types[name], self.sizes[name], digest.hexdigest() if hashes else "")
             for name, digest in self.tensor_sha256.items()
         }
 
