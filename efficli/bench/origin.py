@@ -105,6 +105,58 @@ class TorchModel:
             yield first + start, array[start : start + step]
 
 
+class TorchWriter:
+    """A causal language model with its tokenizer and cache, for writing completions (`ops.sampling.Writer`)."""
+
+    def __init__(self, root: str | Path, *, threads: int) -> None:
+        torch, transformers = _libraries()
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._model = _load(transformers.AutoModelForCausalLM, Path(root), torch)
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                root, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError("transformers could not load its tokenizer", where=str(root)) from error
+        config = self._model.config
+        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+        self.ctx = next((int(length) for length in lengths if length), 1 << 30)
+        ends = self._model.generation_config.eos_token_id
+        self._ends = set(ends) if isinstance(ends, list) else {ends}
+        self._cache: Any = None
+        self._before: list[int] = []
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the begin token where the tokenizer adds one and without an end token."""
+        ids = [int(i) for i in self._tokenizer(text)["input_ids"]]
+        ids = ids[:-1] if len(ids) > 1 and ids[-1] in self._ends else ids
+        self._before = ids[-1:]
+        return ids
+
+    def read(self, ids: Sequence[int], at: int) -> Float32:
+        """Read tokens at positions at.. (0 begins a new text) and return the last one's logits: (vocab,)."""
+        with self._torch.inference_mode():
+            cache = self._cache if at else None
+            out = self._model(self._torch.tensor([list(ids)]), past_key_values=cache, use_cache=True)
+        self._cache = out.past_key_values
+        last: Float32 = out.logits[0, -1].float().numpy()
+        return last
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without control tokens; an unfinished character at the end is left out."""
+        # SentencePiece drops the space of the first token it decodes: the prompt's last one goes before
+        return self._decode([*self._before, *tokens]).removeprefix(self._decode(self._before)).rstrip("\ufffd")
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def ends(self, token: int) -> bool:
+        """Whether this token ends a text."""
+        return token in self._ends
+
+
 class TorchEncoder:
     """A sentence embedding model in float32, by transformers, pooled as its `1_Pooling/config.json` says."""
 
