@@ -149,15 +149,9 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         config = {**config, **text}
     read = _Reader(config, family)
     _refuse_variants(read)
-    heads, hidden = read.whole("num_attention_heads"), read.whole("hidden_size")
-    layers, positions = read.whole("num_hidden_layers"), read.whole("max_position_embeddings")
-    head_dim = read.get("head_dim")
-    if head_dim is None and hidden % heads:
-        raise CheckpointError(f"hidden_size {hidden} is not a multiple of {heads} heads", where="config.json")
-    head_dim = hidden // heads if head_dim is None else read.whole("head_dim")
-    kv_heads = read.whole("num_key_value_heads", heads) if family.grouped else heads
-    if heads % kv_heads:
-        raise CheckpointError(f"{heads} heads are not a multiple of {kv_heads} key/value heads", where="config.json")
+    hidden, layers = read.whole("hidden_size"), read.whole("num_hidden_layers")
+    positions = read.whole("max_position_embeddings")
+    heads, kv_heads, head_dim = _heads(read, hidden)
     window, windowed = _windows(read, layers)
     rope = local = None
     if family.positions == "rope":
@@ -202,6 +196,19 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         num_token_types=read.whole("type_vocab_size", 2) if family.name == "bert" else 0,
         dtype=config.get("dtype") or config.get("torch_dtype"),
     )
+
+
+def _heads(read: _Reader, hidden: int) -> tuple[int, int, int]:
+    """Heads, key/value heads, values in each."""
+    heads = read.whole("num_attention_heads")
+    head_dim = read.get("head_dim")
+    if head_dim is None and hidden % heads:
+        raise CheckpointError(f"hidden_size {hidden} is not a multiple of {heads} heads", where="config.json")
+    head_dim = hidden // heads if head_dim is None else read.whole("head_dim")
+    kv_heads = read.whole("num_key_value_heads", heads) if read.family.grouped else heads
+    if heads % kv_heads:
+        raise CheckpointError(f"{heads} heads are not a multiple of {kv_heads} key/value heads", where="config.json")
+    return heads, kv_heads, head_dim
 
 
 def _refuse_variants(read: _Reader) -> None:
