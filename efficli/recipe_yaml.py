@@ -57,15 +57,13 @@ def parse(text: str, name: str) -> Document:
     if len(text) > MAX_BYTES:
         raise UsageError(f"{len(text)} characters, at most {MAX_BYTES} are read", where=name)
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UsageError(f"not valid YAML: {error.problem or error.context}", where=f"{name}:{line}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {' '.join(str(error).split())}", where=name) from None
-    except RecursionError:
-        raise UsageError(f"nested more than {MAX_DEPTH} deep", where=name) from None
     reader = _Reader(name)
     values = None if root is None else reader.value(root, ())
     return Document(name, values, reader.lines)
@@ -74,6 +72,22 @@ def parse(text: str, name: str) -> Document:
 def is_plain(word: str) -> bool:
     """Whether `word` without quotes is read as this word, not as a number or null."""
     return word not in _WORDS and not any(p.fullmatch(word) for p in (_INTEGER, _NUMBER, _NOT_FINITE))
+
+
+class _Loader(yaml.BaseLoader):
+    """PyYAML's nodes with every plain scalar a word; stops before deep nesting costs time."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A node and what is inside."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 1:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Reader:
