@@ -1,15 +1,15 @@
 """Stream a checkpoint's tensors through the encoder into files, with every core.
 
-Threads take slabs (runs of rows) in order. A slab is read, checked, encoded and written at its known place by the
-thread that took it; only the hashes wait for their turn. Memory is a few slabs per thread, whatever the model's size,
-and the bytes do not depend on the number of threads.
+Threads take slabs (runs of rows) in order. A slab is read, checked and encoded by the thread that took it; only hashing
+and appending wait for their turn. Memory is a few slabs per thread, whatever the model's size, and the bytes do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from efficli.checkpoint import Checkpoint
 from efficli.errors import FitError
 from efficli.export.gguf.encode import NotFiniteError, Scratch, Target, encode_slab, not_finite, target_of
 from efficli.export.gguf.layout import OutTensor
+from efficli.export.gguf.output import Full
 from efficli.export.gguf.packed import PackedBlocks
 from efficli.export.gguf.source import rows as source_rows
 from efficli.export.gguf.types import TypeChoice
@@ -36,14 +37,12 @@ class Sink(Protocol):
     """An output file, as the threads see it."""
 
     choice: TypeChoice
-    offsets: Mapping[str, int]
-    """Where each tensor's data begins."""
 
-    def write(self, data: NDArray[np.uint8], offset: int) -> None:
-        """Write all of `data` at `offset`; from any thread."""
+    def append(self, tensor: str, data: NDArray[np.uint8], first: bool) -> list[Full]:
+        """Take bytes, in the order of the file, `first` of their tensor or not; what is now to be flushed."""
 
-    def hash(self, tensor: str, data: NDArray[np.uint8], offset: int) -> None:
-        """Add to the hashes; in the order of the file."""
+    def flush(self, full: list[Full]) -> None:
+        """Write that; from any thread."""
 
 
 class _AbortedError(Exception):
@@ -84,10 +83,6 @@ class _Slab:
     part: int
     parts: int
 
-    def offset_in(self, file: Sink, data: NDArray[np.uint8]) -> int:
-        """Where the slab's bytes begin in a file; every row takes as many."""
-        return file.offsets[self.tensor.name] + self.start * (data.nbytes // (self.stop - self.start))
-
 
 @dataclass(slots=True)
 class Job:
@@ -97,6 +92,7 @@ class Job:
     tensors: Sequence[OutTensor]
     files: Sequence[Sink]
     progress: Progress
+    hashes: bool = True
     source_hashes: dict[str, Any] = field(default_factory=dict)
     """hashlib objects by name of the tensor in the checkpoint."""
     failure: tuple[float, BaseException | None] = (float("inf"), None)
@@ -173,12 +169,15 @@ class Job:
     def _do(self, slab: _Slab, scratch: Scratch) -> None:
         """Read, hash, check, encode, write one slab."""
         raw = self._read(slab, scratch)
-        pieces = self._source_bytes(slab, raw, scratch)
-        self._reading.take(slab.index, self._failed_at, lambda: self._hash_sources(pieces))
+        if self.hashes:
+            pieces = self._source_bytes(slab, raw, scratch)
+            self._reading.take(slab.index, self._failed_at, lambda: self._hash_sources(pieces))
         encoded = self._encode(slab, raw, scratch)
-        for file, data in zip(self.files, encoded, strict=True):
-            file.write(data, slab.offset_in(file, data))
-        self._writing.take(slab.index, self._failed_at, lambda: self._hash_outputs(slab, encoded))
+        full: list[list[Full]] = []
+        self._writing.take(slab.index, self._failed_at, lambda: full.extend(self._append(slab, encoded)))
+        for file, parts in zip(self.files, full, strict=True):
+            file.flush(parts)
+        self._report(slab)
 
     def _encode(self, slab: _Slab, raw: NDArray[Any], scratch: Scratch) -> list[NDArray[np.uint8]]:
         """The slab's bytes for each file: packed blocks where they have the wanted type, encoded otherwise."""
@@ -197,10 +196,15 @@ class Job:
         for name, data in pieces:
             self.source_hashes[name].update(data)
 
-    def _hash_outputs(self, slab: _Slab, encoded: list[NDArray[np.uint8]]) -> None:
-        for file, data in zip(self.files, encoded, strict=True):
-            file.hash(slab.tensor.name, data, slab.offset_in(file, data))
-        self.progress.advance((slab.stop - slab.start) * slab.tensor.shape[-1])
+    def _append(self, slab: _Slab, encoded: list[NDArray[np.uint8]]) -> list[list[Full]]:
+        """Hand the bytes to each file; this must be quick, others wait for their turn."""
+        return [
+            file.append(slab.tensor.name, data, slab.part == 0) for file, data in zip(self.files, encoded, strict=True)
+        ]
+
+    def _report(self, slab: _Slab) -> None:
+        with self._lock:
+            self.progress.advance((slab.stop - slab.start) * slab.tensor.shape[-1])
 
     def _targets(self, slab: _Slab, copied: list[bool]) -> tuple[list[Target], list[int]]:
         """The distinct encodings that the files want of this slab, and which of them each file takes (-1: none)."""

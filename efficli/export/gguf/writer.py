@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint
-from efficli.errors import OutputError
-from efficli.export.gguf.header import Layout, StoredTensor, lay_out
+from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, u32
+from efficli.export.gguf.output import AppendedFile, Full
 from efficli.export.gguf.stream import Job, num_rows
 from efficli.export.gguf.types import TypeChoice
 from efficli.ops import ggml
@@ -54,96 +54,84 @@ def write_files(
 ) -> list[WrittenFile]:
     """Write each (path, metadata, types) from one read of the checkpoint; `general.file_type` is added.
 
-    Without `hashes` (for files that nobody keeps) every sha256 is empty.
+    Without `hashes` (for files that nobody keeps) every sha256 is empty, and `sources` too.
     CheckpointError: NaN or Inf, values that float16 cannot hold, input that changed meanwhile. UnsupportedError:
     weights that are not ternary, for a type that needs it. OutputError: a file cannot be written. Files stay partial.
     """
     progress = progress or Silent()
     for kind in {kind for _, _, choice in files for kind in choice.types.values()}:
         ggml.prepare(kind)
-    outputs = [OutputFile.create(*file, tensors) for file in files]
-    job = Job(ckpt, tensors, outputs, progress, hashes)
-    progress.start("writing", sum(t.num_elements for t in tensors), "weights")
-    try:
+    with ExitStack() as opened:
+        outputs = [OutputFile(*file, tensors, hashes) for file in files]
+        for file in outputs:
+            opened.callback(file.close)
+        job = Job(ckpt, tensors, outputs, progress, hashes)
+        progress.start("writing", sum(t.num_elements for t in tensors), "weights")
+        opened.callback(progress.finish)
         job.run(threads or len(os.sched_getaffinity(0)))
         written = [file.finish() for file in outputs]
-    finally:
-        for file in outputs:
-            os.close(file.descriptor)
-        progress.finish()
     ckpt.check_unchanged()
-    sources = {name: digest.hexdigest() if hashes else "" for name, digest in job.source_hashes.items()}
+    sources = {name: digest.hexdigest() for name, digest in job.source_hashes.items()} if hashes else {}
     return [
-        WrittenFile(f.path, f.layout.nbytes, sha256 if hashes else "", f.written(hashes), sources)
-        for f, sha256 in zip(outputs, written, strict=True)
+        WrittenFile(file.path, file.layout.nbytes, sha256, file.written(), sources)
+        for file, sha256 in zip(outputs, written, strict=True)
     ]
 
 
-def file_fields(choice: TypeChoice) -> Metadata:
-    """The metadata that differs between files of one model."""
-    return {"general.file_type": u32(choice.file_type), "general.quantization_version": u32(2)}
-
-
 class OutputFile:
-    """An output file while it is written."""
+    """An output file while it is written, with its hashes."""
 
-    def __init__(self, path: Path, layout: Layout, stored: Sequence[StoredTensor], choice: TypeChoice) -> None:
-        self.path, self.layout, self.choice = path, layout, choice
-        self.offsets: Mapping[str, int] = {
-            tensor.name: offset for tensor, offset in zip(stored, layout.offsets, strict=True)
-        }
-        self.sha256 = hashlib.sha256(layout.head)
-        self.hashed = len(layout.head)
-        self.tensor_sha256 = {tensor.name: hashlib.sha256() for tensor in stored}
-        self.sizes = {tensor.name: tensor.nbytes for tensor in stored}
-        with _writing(path):
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        self.write(layout.head, 0)
-
-    @classmethod
-    def create(cls, path: Path, metadata: Metadata, choice: TypeChoice, tensors: Sequence[OutTensor]) -> OutputFile:
-        """Open the file and write its header."""
+    def __init__(
+        self, path: Path, metadata: Metadata, choice: TypeChoice, tensors: Sequence[OutTensor], hashes: bool
+    ) -> None:
         stored = [
             StoredTensor(t.name, t.shape, ggml.type_id(kind), num_rows(t) * ggml.row_bytes(kind, t.shape[-1]))
             for t in tensors
             for kind in (choice.types[t.name],)
         ]
-        return cls(path, lay_out({**metadata, **file_fields(choice)}, stored), stored, choice)
+        own = {"general.file_type": u32(choice.file_type), "general.quantization_version": u32(2)}
+        self.path, self.choice, self.hashes = path, choice, hashes
+        self.layout = lay_out({**metadata, **own}, stored)
+        self.offsets = dict(zip((t.name for t in stored), self.layout.offsets, strict=True))
+        self.sizes = {tensor.name: tensor.nbytes for tensor in stored}
+        self.sha256 = hashlib.sha256()
+        self.tensor_sha256 = {tensor.name: hashlib.sha256() for tensor in stored}
+        self.file = AppendedFile(path, self.layout.nbytes)
+        self._append(memoryview(self.layout.head), self.file.flush)
 
-    def write(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
-        """Write all of `data` at `offset`."""
-        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        with _writing(self.path):
-            while view:
-                sent = os.pwrite(self.descriptor, view, offset)
-                view, offset = view[sent:], offset + sent
+    def append(self, tensor: str, data: NDArray[np.uint8], first: bool) -> list[Full]:
+        """Add a slab's bytes, in the order of the file; what is to be flushed. `first`: of its tensor, so aligned."""
+        full: list[Full] = []
+        if first:
+            padding = bytes(self.offsets[tensor] - self.file.position)
+            self._append(memoryview(padding), full.extend)
+        self._append(data.data, full.extend)
+        if self.hashes:
+            self.tensor_sha256[tensor].update(data.data)
+        return full
 
-    def hash(self, tensor: str, data: NDArray[np.uint8], offset: int) -> None:
-        """Add a slab to the hashes of the file and of the tensor; slabs come in the order of the file."""
-        self.sha256.update(bytes(offset - self.hashed))
-        self.sha256.update(data.data)
-        self.tensor_sha256[tensor].update(data.data)
-        self.hashed = offset + data.nbytes
+    def _append(self, data: memoryview, take: Callable[[list[Full]], None]) -> None:
+        if self.hashes:
+            self.sha256.update(data)
+        take(self.file.append(data))
+
+    def flush(self, full: list[Full]) -> None:
+        """Write what `append` returned."""
+        self.file.flush(full)
 
     def finish(self) -> str:
-        """Bring the file to its full length; its sha256."""
-        with _writing(self.path):
-            os.ftruncate(self.descriptor, self.layout.nbytes)
-        self.sha256.update(bytes(self.layout.nbytes - self.hashed))
-        return self.sha256.hexdigest()
+        """Bring the file to its full length; its sha256, or nothing without hashes."""
+        self._append(memoryview(bytes(self.layout.nbytes - self.file.position)), self.file.flush)
+        self.file.finish()
+        return self.sha256.hexdigest() if self.hashes else ""
 
-    def written(self, hashes: bool) -> dict[str, WrittenTensor]:
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def written(self) -> dict[str, WrittenTensor]:
         """What the file holds."""
         return {
-            name: WrittenTensor(self.choice.types[name], self.sizes[name], digest.hexdigest() if hashes else "")
+            name: WrittenTensor(self.choice.types[name], self.sizes[name], digest.hexdigest() if self.hashes else "")
             for name, digest in self.tensor_sha256.items()
         }
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
