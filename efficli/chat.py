@@ -87,7 +87,7 @@ def render(
 def render_here(request: dict[str, Any], progress: Progress) -> list[str]:
     """The child's side of `render`: limits itself, then renders each conversation of the `request`."""
     import jinja2
-    from jinja2 import sandbox
+    from jinja2.exceptions import SecurityError as SandboxError
 
     _limit_memory()
     signal.signal(signal.SIGPROF, _out_of_time)
@@ -108,7 +108,7 @@ def render_here(request: dict[str, Any], progress: Progress) -> list[str]:
         signal.setitimer(signal.ITIMER_PROF, 0)
     except MemoryError:
         raise SecurityError(f"chat template needs more than {MEMORY_BYTES >> 20} MiB") from None
-    except sandbox.SecurityError as error:
+    except SandboxError as error:
         raise SecurityError(f"chat template tried to leave its sandbox ({_brief(error)})") from None
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise CheckpointError(f"chat template failed: {_brief(error)}") from None
@@ -163,7 +163,7 @@ def _limit_time() -> None:
     """SECONDS from now an exception stops Python code; a little later the kernel stops everything."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
     # CPU time only: a busy machine must not turn a good template into a refused one
-    limit = int(spent.ru_utime + spent.ru_stime) + 2 * SECONDS + 1
+    limit = int(spent.ru_utime + spent.ru_stime) + SECONDS + 2
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))

@@ -52,18 +52,20 @@ def parse(text: str) -> Any | Fault:
         return Fault(f"not valid JSON ({str(error).splitlines()[0][:80]})")
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data`; errors name `where` and the line."""
+def parse_object(data: bytes, where: str, *, first_line: int | None = None) -> dict[str, Any]:
+    """The JSON object in `data`; errors name `where` and the line, counted from `first_line` where it is a part."""
+    place = where if first_line is None else f"{where}:{first_line}"
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"not UTF-8 (byte {error.start})", where=where) from None
+        raise CheckpointError(f"not UTF-8 (byte {error.start})", where=place) from None
     value = parse(text)
     if isinstance(value, Fault):
-        place = where if value.line is None else f"{where}:{value.line}"
+        if value.line is not None:
+            place = f"{where}:{value.line + (first_line or 1) - 1}"
         raise CheckpointError(value.message, where=place)
     if not isinstance(value, dict):
-        raise CheckpointError(f"a JSON {_kind(value)}, expected an object", where=where)
+        raise CheckpointError(f"a JSON {_kind(value)}, expected an object", where=place)
     return value
 
 
