@@ -23,7 +23,6 @@ from efficli.export.gguf.model import layout
 from efficli.export.gguf.types import TypeChoice, TypeRequest, choose_types, file_type
 from efficli.export.gguf.vocab import compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
-from efficli.export.gguf.writer import file_fields
 from efficli.families import ModelShape, read_shape
 from efficli.ops import ggml
 from efficli.ops.child import run_child
@@ -139,7 +138,7 @@ def _nbytes(metadata: Metadata, tensors: Sequence[OutTensor], choice: TypeChoice
         stored.append(
             StoredTensor(tensor.name, tensor.shape, ggml.type_id(kind), rows * ggml.row_bytes(kind, tensor.shape[-1]))
         )
-    return lay_out(metadata | file_fields(choice), stored).nbytes
+    return lay_out(metadata | choice.fields, stored).nbytes
 
 
 def any_imatrix(tensors: Sequence[OutTensor]) -> dict[str, NDArray[np.float32]]:

@@ -91,6 +91,11 @@ class TypeChoice:
         """The value of `general.file_type`."""
         return FILE_TYPES[self.type]
 
+    @property
+    def fields(self) -> Metadata:
+        """The metadata that differs between files of one model."""
+        return {"general.file_type": u32(self.file_type), "general.quantization_version": u32(2)}
+
     def nbytes(self, tensors: Iterable[OutTensor]) -> int:
         """Bytes of the tensors' data, without alignment."""
         return sum(t.num_elements // t.shape[-1] * row_bytes(self.types[t.name], t.shape[-1]) for t in tensors)

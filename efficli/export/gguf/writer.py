@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint
 from efficli.export.gguf.header import StoredTensor, lay_out
-from efficli.export.gguf.layout import Metadata, OutTensor, u32
+from efficli.export.gguf.layout import Metadata, OutTensor
 from efficli.export.gguf.output import AppendedFile, Full
 from efficli.export.gguf.stream import Job, num_rows
 from efficli.export.gguf.types import TypeChoice
@@ -89,9 +89,8 @@ class OutputFile:
             for t in tensors
             for kind in (choice.types[t.name],)
         ]
-        own = {"general.file_type": u32(choice.file_type), "general.quantization_version": u32(2)}
         self.path, self.choice, self.hashes = path, choice, hashes
-        self.layout = lay_out({**metadata, **own}, stored)
+        self.layout = lay_out({**metadata, **choice.fields}, stored)
         self.offsets = dict(zip((t.name for t in stored), self.layout.offsets, strict=True))
         self.sizes = {tensor.name: tensor.nbytes for tensor in stored}
         self.sha256 = hashlib.sha256()
