@@ -3,7 +3,7 @@
     import efficli
     result = efficli.export("reference", Path("out"), types=("Q4_K_M",))
 
-Every command is one public function here. Nothing is loaded before it is asked for.
+Every command is one public function here, defined in `efficli.pipeline`. Nothing is loaded before it is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from efficli.pipeline import export as export
     from efficli.pipeline import try_artifact as try_artifact
 
 __version__ = "0.1.0"

@@ -218,11 +218,12 @@ def try_(
     def work() -> None:
         from efficli import pipeline, tables
 
-        with tables.side_by_side(terminal, 1 if base is None else 2) as write:
-            result = pipeline.try_artifact(
-                artifact, base=base, prompt=prompt, tokens=tokens, threads=threads, write=write, progress=terminal
+        names = [str(artifact)] if base is None else [str(artifact), base]
+        with tables.side_by_side(terminal, prompt, names) as write:
+            tried = pipeline.try_artifact(
+                artifact, prompt, base=base, max_tokens=tokens, threads=threads, on_piece=write, progress=terminal
             )
-        tables.show_try(terminal, result)
+        tables.show_try(terminal, tried)
 
     return Job(terminal, work)
 

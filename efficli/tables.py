@@ -1,80 +1,90 @@
-"""Results as a person reads them: which table shows what. Reads the same JSON that --json prints."""
+"""Results as a person reads them: which table shows what. With --json the same results as one object."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from efficli.bench.certificate_table import table as certificate_lines
 from efficli.console import Terminal, size
 
-Values = Mapping[str, Any]
+if TYPE_CHECKING:
+    from efficli.bench.quality import Certificate
+    from efficli.pipeline import ExportedFile, ExportResult, Tried
+
+Table = tuple[str, Sequence[str], list[list[str]]]
+"""Title, headings, rows."""
 
 
-class Result(Protocol):
-    """What a public function returns."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything that it found out, in JSON's own types."""
-
-
-def show_export(terminal: Terminal, result: Result) -> None:
+def show_export(terminal: Terminal, result: ExportResult) -> None:
     """Sizes, quality and what differs from what was asked on stderr; the paths of the files on stdout."""
-    values = result.to_json()
     if terminal.as_json:
-        terminal.data(values)
+        terminal.data(result.to_json())
         return
-    files = values["files"]
-    title = "Would write" if values["dry_run"] else "Wrote"
-    terminal.table(f"{title} {values['artifact']}", ("file", "type", "size", "bits/weight"), [_file(f) for f in files])
-    certified = [f for f in files if f.get("certificate")]
-    for name, columns, rows in certificate_tables(certified):
-        terminal.table(name, columns, rows)
-    fallbacks = Counter((f["type"], b["wanted"], b["got"]) for f in files for b in f["fallbacks"])
+    for title, columns, rows in export_tables(result):
+        terminal.table(title, columns, rows)
+    for file in result.files:
+        terminal.text(f"{result.output / file.name}\n")
+
+
+def export_tables(result: ExportResult) -> Iterator[Table]:
+    """The files, what could not take its type, and the certificates."""
+    title = f"{'Would write' if result.dry_run else 'Wrote'} {result.output} from {result.model}"
+    yield title, ("file", "type", "size", "bits/weight"), [_file(file) for file in result.files]
+    fallbacks = Counter((file.type, f.wanted, f.columns, f.got) for file in result.files for f in file.fallbacks)
     if fallbacks:
-        rows = [(type, wanted, got, str(count)) for (type, wanted, got), count in sorted(fallbacks.items())]
-        terminal.table("Tensors that could not take their type", ("file", "asked", "has", "tensors"), rows)
-    for file in files:
-        terminal.text(f"{file['path']}\n")
+        rows = [[type, wanted, got, str(cols), str(n)] for (type, wanted, cols, got), n in sorted(fallbacks.items())]
+        title = "Tensors whose rows do not fill the blocks of their type"
+        yield title, ("type", "should be", "is", "row length", "tensors"), rows
+    measured = [file for file in result.files if file.certificate is not None]
+    if len(measured) == 1:
+        certificate = _certificate(measured[0])
+        yield _title(certificate), *certificate.table()
+    elif measured:
+        totals = [(file.type, _certificate(file).total) for file in measured if _certificate(file).rows]
+        if totals:
+            yield _title(_certificate(measured[0])), *certificate_lines([(t, r.n, r.figures) for t, r in totals])
 
 
-def _file(file: Values) -> tuple[str, str, str, str]:
-    name = str(file["path"]).rpartition("/")[2]
-    return name, file["type"], size(file["bytes"]), f"{file['bits_per_weight']:.2f}"
+def _file(file: ExportedFile) -> list[str]:
+    return [file.name, file.type, size(file.nbytes), f"{file.bits_per_weight:.2f}"]
 
 
-def certificate_tables(files: list[Values]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Title, columns and rows of the certificates: one table, a row a file."""
-    return iter(())
+def _certificate(file: ExportedFile) -> Certificate:
+    if file.certificate is None:
+        raise ValueError(f"{file.name} was not measured")
+    return file.certificate
+
+
+def _title(certificate: Certificate) -> str:
+    if certificate.status != "measured":
+        return f"Certificate: {certificate.status}"
+    return f"Certificate against {certificate.origin} ({certificate.base_runtime})"
 
 
 @contextlib.contextmanager
-def side_by_side(terminal: Terminal, num_columns: int) -> Iterator[Callable[[int, str], None]]:
-    """A `write(column, piece)` that shows text as it comes: one column as plain text, two beside each other.
-
-    With two columns, where stdout is no terminal, nothing is shown before `show_try`.
-    """
+def side_by_side(terminal: Terminal, prompt: str, names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+    """A `write(side, piece)` that shows text as it comes: one side as plain text, two beside each other."""
     if terminal.as_json:
-        yield lambda column, piece: None
-    elif num_columns == 1:
-        yield lambda column, piece: terminal.text(piece)
-    else:
-        with terminal.columns(("artifact", "base")) as write:
-            yield write
-
-
-def show_try(terminal: Terminal, result: Result) -> None:
-    """What is left to say after the text itself: the speed, and with --json everything."""
-    values = result.to_json()
-    if terminal.as_json:
-        terminal.data(values)
-        return
-    columns = values["columns"]
-    if len(columns) == 1:
+        yield lambda side, piece: None
+    elif len(names) == 1:
+        terminal.text(prompt)
+        yield lambda side, piece: terminal.text(piece)
         terminal.text("\n")
-    elif not terminal.draws_columns:
-        for column in columns:
-            terminal.text(f"--- {column['name']}\n{column['text']}\n")
-    for column in columns:
-        terminal.remark(f"{column['name']}: {column['tokens']} tokens, {column['tokens_per_s']:.1f} tokens/s")
+    else:
+        with terminal.columns(names) as write:
+            for column in range(len(names)):
+                write(column, prompt)
+            yield lambda side, piece: write(int(side == "base"), piece)
+
+
+def show_try(terminal: Terminal, tried: Tried) -> None:
+    """With --json, all of it; otherwise only why a side stopped early: the text has been shown."""
+    if terminal.as_json:
+        terminal.data(tried.to_json())
+        return
+    for side, completion in tried.completions.items():
+        if completion.stopped != "length":
+            terminal.note(f"{tried.names[side]} stopped at its {completion.stopped}")

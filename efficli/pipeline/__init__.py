@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from efficli.pipeline.attempt import Tried, try_artifact
 from efficli.pipeline.export import export, run_export
 from efficli.pipeline.result import ExportedFile, ExportResult
 
-__all__ = ["ExportResult", "ExportedFile", "export", "run_export"]
+__all__ = ["ExportResult", "ExportedFile", "Tried", "export", "run_export", "try_artifact"]

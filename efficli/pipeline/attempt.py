@@ -1,0 +1,77 @@
+"""Try: an artifact continues a text, and its base beside it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from efficli.bench import compare
+from efficli.bench.compare import Side
+from efficli.bench.origin import torch_is_installed
+from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.ops.sampling import Completion
+from efficli.pipeline.export import export
+from efficli.progress import Progress, Silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What each side wrote after `prompt`."""
+
+    prompt: str
+    names: Mapping[Side, str]
+    completions: Mapping[Side, Completion]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "schema_version": 1,
+            "command": "try",
+            "prompt": self.prompt,
+            "sides": {side: {"name": self.names[side], **asdict(c)} for side, c in self.completions.items()},
+        }
+
+
+def try_artifact(
+    artifact: str | os.PathLike[str],
+    prompt: str,
+    *,
+    base: str | None = None,
+    max_tokens: int = 64,
+    threads: int | None = None,
+    on_piece: Callable[[Side, str], None] | None = None,
+    progress: Progress | None = None,
+) -> Tried:
+    """Continue `prompt` with an artifact (directory or GGUF file) and, beside it, with `base`; both choose greedily.
+
+    `base` is a checkpoint (run by PyTorch in float32, by an F32 GGUF file of it where PyTorch is not installed) or
+    another artifact. `on_piece(side, text)` hears every piece as it is written. Errors are those of `efficli.errors`.
+    """
+    file = compare.model_file(Path(artifact))
+    names: dict[Side, str] = {"artifact": file.name}
+    with ExitStack() as stack:
+        other: Checkpoint | Path | None = None
+        if base is not None:
+            names["base"] = base
+            other = _open_base(base, stack, threads, progress or Silent())
+        written = compare.try_artifact(
+            file, prompt, base=other, max_tokens=max_tokens, threads=threads, on_piece=on_piece
+        )
+    return Tried(prompt=prompt, names=names, completions=written)
+
+
+def _open_base(base: str, stack: ExitStack, threads: int | None, progress: Progress) -> Checkpoint | Path:
+    path = Path(base)
+    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+        return compare.model_file(path)
+    if torch_is_installed():
+        return open_checkpoint(base)
+    progress.note(f"{base} is run by llama.cpp from an F32 file: PyTorch is not installed")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="efficli-base-"))) / "f32"
+    export(base, folder, types=("F32",), certificate=False, threads=threads)
+    return compare.model_file(folder)
