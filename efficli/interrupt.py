@@ -29,13 +29,16 @@ def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
     """Run a command's `body` and return its exit code; the outermost call of `main`.
 
     SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread, so that `with` blocks clean up; then `say` gets
-    one line and the code is 130, 143 or 129. A reader of stdout that has gone away (`| head -1`) is silent, code 0.
-    Memory that ran out becomes a FitError. Signals that were ignored from the start (nohup) stay ignored.
+    one line and the code is 130, 143 or 129. Signals that were ignored from the start (nohup) stay ignored. A reader
+    of stdout that has gone away (`| head -1`) is silent, code 0. Closed standard descriptors become /dev/null. Memory
+    that ran out becomes a FitError.
     """
     try:
         with _raising_signals():
+            _fill_standard_descriptors()
             code = body()
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
@@ -78,6 +81,14 @@ def _raising_signals() -> Iterator[None]:
         for number, handler in previous.items():
             # a second Ctrl-C between here and the end of the process must not print a traceback
             signal.signal(number, signal.SIG_IGN if leaving else handler)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null where stdin, stdout or stderr was closed: a model file must not get the number 1, or a C library
+    that prints would print into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _discard_stdout() -> None:

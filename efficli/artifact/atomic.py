@@ -32,6 +32,7 @@ from efficli.ops.storage import (
     writing,
 )
 
+_KEPT = " (previous artifact kept)"
 _ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -95,8 +96,15 @@ class Draft:
         self.out.rename(aside)
         try:
             self.path.rename(self.out)
-        except OSError:
-            aside.rename(self.out)
+        except OSError as error:
+            try:
+                aside.rename(self.out)
+            except OSError:
+                self.replaces = False  # so that nobody says it was kept in its place
+                told = write_error(error, self.out)
+                raise OutputError(
+                    f"{told.message}; what was there is now {aside}, the next run puts it back"
+                ) from error
             raise
 
 
@@ -157,13 +165,12 @@ def _parents(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _told(drafted: Draft) -> Iterator[None]:
     """Make errors of the block say what became of the output."""
-    kept = " (previous artifact kept)" if drafted.replaces else ""
     try:
         yield
     except OutputError as error:
-        if drafted.published or not kept:
+        if drafted.published or not drafted.replaces:
             raise
-        raise OutputError(error.message + kept, hint=error.hint, where=error.where) from error
+        raise OutputError(error.message + _KEPT, hint=error.hint, where=error.where) from error
     except KeyboardInterrupt as error:
         if drafted.published:
             error.add_note(f"{drafted.out} was published")
@@ -172,7 +179,7 @@ def _told(drafted: Draft) -> Iterator[None]:
         if not _is_of_writing(error, drafted.path):
             raise
         told = write_error(error, Path(str(error.filename or drafted.out)))
-        raise OutputError(told.message + kept) from error
+        raise OutputError(told.message + (_KEPT if drafted.replaces else "")) from error
 
 
 def _is_of_writing(error: OSError, path: Path) -> bool:

@@ -39,7 +39,8 @@ def hold_lock(out: Path) -> Iterator[None]:
         # removed while it is held: whoever opened it before sees, once it has the lock, that the name is gone
         with contextlib.suppress(OSError):
             path.unlink()
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # what it holds is of no further use, and the lock is gone either way
+            os.close(descriptor)
 
 
 def _acquire(path: Path, out: Path) -> int:
@@ -51,13 +52,17 @@ def _acquire(path: Path, out: Path) -> int:
             raise write_error(error, path) from error
         try:
             content = os.pread(descriptor, 100, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b"?"
-            if content and not content.startswith(_MARK):
+            # a run that was killed while it wrote the mark left a part of it
+            if content[: len(_MARK)] != _MARK[: len(content)]:
                 raise OutputError(f"{path} exists and is not a lock of efficli", hint="choose another name with -o")
             _lock(descriptor, out, content)
             if _is_at(path, descriptor):
                 return descriptor
-        except BaseException:
-            os.close(descriptor)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            if isinstance(error, OSError):
+                raise write_error(error, path) from error
             raise
         os.close(descriptor)  # its holder removed it between our open and our lock
 

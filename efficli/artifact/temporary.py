@@ -25,7 +25,8 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
         yield path
     finally:
         remove_tree(path)  # after an exchange this name holds what was replaced
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def remove_dead(parent: Path) -> None:
