@@ -109,8 +109,10 @@ def run_export(
         report=job.report,
         dry_run=dry_run,
     )
+    fallbacks = {f"{file.type}: {fallback}" for file in result.files for fallback in file.fallbacks}
     for row in job.report:
-        progress.note(row)
+        if row not in fallbacks:  # hundreds in a small model; the result holds them, and a table counts them
+            progress.note(row)
     if dry_run:
         return result
     return ExportRun(recipe, job, origin, threads, progress, clock).write(result, force)
