@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from efficli.bench.origin import LogitSource, TorchEncoder, TorchModel, check_vocabularies
 from efficli.bench.texts import Chunk, Text, choose_chunks
-from efficli.errors import CheckpointError, EffiError, UsageError
+from efficli.errors import EffiError, UsageError
 from efficli.ops.divergence import (
     Positions,
     clustered_mean,
@@ -43,7 +43,7 @@ POOLED = "all"
 class Request:
     """What to measure; JSON-able."""
 
-    artifact: str
+    artifacts: Sequence[str]
     base: str
     base_is_gguf: bool
     texts: Sequence[tuple[str, str]]
@@ -60,87 +60,97 @@ class Request:
         return asdict(self)
 
 
-def measure(argument: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The fields of a Certificate that a measurement gives, as plain data; `argument` is a Request."""
+def measure(argument: Mapping[str, Any], progress: Progress) -> list[dict[str, Any]]:
+    """What a measurement gives of each artifact's Certificate, as plain data; `argument` is a Request."""
     request = Request(**argument)
     threads = request.threads or available_threads()
-    with LlamaFile(request.artifact, vocab_only=True) as file:
+    # llama.cpp comes first: loading it sets how OpenMP's threads wait, for PyTorch too
+    with LlamaFile(request.artifacts[0], vocab_only=True) as file:
         pooled = file.metadata(f"{file.architecture}.pooling_type") not in (None, "0")
         ctx = min(request.ctx, int(file.metadata(f"{file.architecture}.context_length") or request.ctx))
-    return (_embeddings if pooled else _divergence)(request, ctx, threads, progress)
+    with ExitStack() as stack:
+        return (_embeddings if pooled else _divergence)(request, ctx, threads, stack, progress)
 
 
 # Language models
 
 
-def _divergence(request: Request, ctx: int, threads: int, progress: Progress) -> dict[str, Any]:
-    with ExitStack() as stack:
-        judged = stack.enter_context(LlamaFile(request.artifact, ctx=ctx, threads=threads))
-        base: LogitSource
-        if request.base_is_gguf:
-            base = stack.enter_context(LlamaFile(request.base, ctx=ctx, threads=threads, exact=True))
-            runtime = f"{_llama_version()}, F32 file, F32 cache"
-        else:
-            base = TorchModel(request.base, threads=threads)
-            runtime = base.runtime
-        notes = [note for note in [check_vocabularies(base, judged)] if note]
-        ids, found = _token_ids(request, judged)
-        notes += found
-        chunks = choose_chunks([len(i) for i in ids], ctx, request.max_positions, request.seed)
-        progress.start("certificate", sum(chunk.positions for chunk in chunks), "positions")
-        positions, lengths = list[Positions](), list[int]()
-        for chunk in chunks:
-            tokens = list(ids[chunk.text][chunk.start : chunk.stop])
-            if judged.add_bos and judged.bos is not None:
-                tokens[0] = judged.bos
-            positions.append(compare_chunk(base, judged, tokens, chunk.first, request.artifact))
-            lengths.append(sum(len(judged.piece(t)) for t in tokens[chunk.first + 1 :]) if judged.has_tokenizer else 0)
-            progress.advance(chunk.positions)
-        progress.finish()
-    return {
+def _divergence(request: Request, ctx: int, threads: int, stack: ExitStack, progress: Progress) -> list[dict[str, Any]]:
+    judged = [stack.enter_context(LlamaFile(file, ctx=ctx, threads=threads)) for file in request.artifacts]
+    base: LlamaFile | TorchModel
+    if request.base_is_gguf:
+        base = stack.enter_context(LlamaFile(request.base, ctx=ctx, threads=threads, exact=True))
+        runtime = f"{_llama_version()}, F32 file, F32 cache"
+    else:
+        base = TorchModel(request.base, threads=threads)
+        runtime = base.runtime
+    shared = [note for note in [check_vocabularies(base, judged[0])] if note]
+    ids, notes = _token_ids(request, judged)
+    chunks = choose_chunks([len(i) for i in ids], ctx, request.max_positions, request.seed)
+    progress.start("certificate", sum(chunk.positions for chunk in chunks) * len(judged), "positions")
+    positions, lengths = [list[Positions]() for _ in judged], list[int]()
+    for chunk in chunks:
+        tokens = list(ids[chunk.text][chunk.start : chunk.stop])
+        if judged[0].add_bos and judged[0].bos is not None:
+            tokens[0] = judged[0].bos
+        for kept, found in zip(positions, compare_chunk(base, judged, tokens, chunk.first), strict=True):
+            kept.append(found)
+        spelt = tokens[chunk.first + 1 :] if judged[0].has_tokenizer else []
+        lengths.append(sum(len(judged[0].piece(token)) for token in spelt))
+        progress.advance(chunk.positions * len(judged))
+    progress.finish()
+    common = {
         "kind": "divergence",
         "base_runtime": runtime,
         "runtime": f"{_llama_version()}, default settings",
         "ctx": ctx,
-        "rows": list(_rows(request, chunks, positions, lengths)),
         "texts": _texts(request, [len(i) for i in ids]),
-        "notes": notes,
     }
+    return [
+        common | {"rows": _rows(request, chunks, kept, lengths), "notes": shared + own}
+        for kept, own in zip(positions, notes, strict=True)
+    ]
 
 
-def compare_chunk(base: LogitSource, judged: LlamaFile, tokens: Sequence[int], first: int, where: str) -> Positions:
-    """Both models over one chunk: positions first .. n - 2, each predicting the token after it."""
-    following, columns = np.array(tokens[1:]), min(base.vocab_size, judged.vocab_size)
-    rows, parts = judged.rows_at_once, list[Positions]()
-    blocks = zip(
-        base.logit_blocks(tokens[:-1], first=first, rows=rows),
-        judged.logit_blocks(tokens[:-1], first=first, rows=rows),
-        strict=True,
-    )
-    for (start, a), (_, b) in blocks:
-        part = compare(a[:, :columns], b[:, :columns], following[start : start + len(a)])
-        if not np.isfinite(part.kld).all():
-            side = "the base" if not np.isfinite(a).all() else "the artifact"
-            raise EffiError(f"{side} computes NaN or Inf, expected numbers", where=where)
-        parts.append(part)
-    return join(parts)
+def compare_chunk(base: LogitSource, judged: Sequence[LlamaFile], tokens: Sequence[int], first: int) -> list[Positions]:
+    """The base and each judged model over one chunk: positions first .. n - 2, each predicting the token after it."""
+    following, columns = np.array(tokens[1:]), min(base.vocab_size, judged[0].vocab_size)
+    rows, parts = judged[0].rows_at_once, [list[Positions]() for _ in judged]
+    models: list[LogitSource] = [base, *judged]
+    for blocks in zip(*(model.logit_blocks(tokens[:-1], first=first, rows=rows) for model in models), strict=True):
+        (start, wanted), *others = blocks
+        for file, kept, (_, found) in zip(judged, parts, others, strict=True):
+            part = compare(wanted[:, :columns], found[:, :columns], following[start : start + len(wanted)])
+            if not np.isfinite(part.kld).all():
+                side = "the base" if not np.isfinite(wanted).all() else "the artifact"
+                raise EffiError(f"{side} computes NaN or Inf, expected numbers", where=str(file.path))
+            kept.append(part)
+    return [join(kept) for kept in parts]
 
 
-def _token_ids(request: Request, judged: LlamaFile) -> tuple[list[list[int]], list[str]]:
-    """The ids of every text, and a note for each text where the file's tokenizer disagrees with the source's."""
-    notes, given = list[str](), [list(ids) for ids in request.ids or ()]
-    if judged.add_bos:  # the chunks get theirs
-        given = [ids[1:] if ids[:1] == [judged.bos] else ids for ids in given]
-    if not judged.has_tokenizer:
+def _token_ids(request: Request, judged: Sequence[LlamaFile]) -> tuple[list[list[int]], list[list[str]]]:
+    """The ids of every text; for each file, a note where its tokenizer disagrees with the source's."""
+    given, first = [list(ids) for ids in request.ids or ()], judged[0]
+    if first.add_bos:  # the chunks get theirs
+        given = [ids[1:] if ids[:1] == [first.bos] else ids for ids in given]
+    if not first.has_tokenizer:
         if not given:
-            raise UsageError("the file has no tokenizer, and no token ids were given", where=request.artifact)
-        return given, notes
-    own = [judged.tokenize(content) for _, content in request.texts]
-    for (name, _), mine, source in zip(request.texts, own, given, strict=bool(given)):
-        if mine != source:
-            at = next((i for i, (a, b) in enumerate(zip(mine, source, strict=False)) if a != b), len(mine))
+            raise UsageError("the file has no tokenizer, and no token ids were given", where=str(first.path))
+        return given, [[] for _ in judged]
+    given = given or [first.tokenize(content) for _, content in request.texts]
+    return given, [_other_ids(request, file, given) for file in judged]
+
+
+def _other_ids(request: Request, file: LlamaFile, given: Sequence[Sequence[int]]) -> list[str]:
+    notes = []
+    for (name, content), source in zip(request.texts, given, strict=True):
+        own = file.tokenize(content)
+        if own != source:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(own, source, strict=False)) if a != b), min(len(own), len(source))
+            )
             notes.append(f"{name}: the file's tokenizer gives other ids than the source's, from token {at} on")
-    return given or own, notes
+    return notes
 
 
 def _rows(
@@ -188,43 +198,53 @@ def divergence_figures(chunks: Sequence[Positions], num_bytes: int) -> dict[str,
 # Embedding models
 
 
-def _embeddings(request: Request, ctx: int, threads: int, progress: Progress) -> dict[str, Any]:
-    with ExitStack() as stack:
-        judged = stack.enter_context(LlamaFile(request.artifact, ctx=ctx, threads=threads, embeddings=True))
-        base: LlamaFile | TorchEncoder
-        if request.base_is_gguf:
-            options: dict[str, Any] = {"ctx": ctx, "threads": threads, "embeddings": True, "exact": True}
-            base = stack.enter_context(LlamaFile(request.base, **options))
-            runtime = f"{_llama_version()}, F32 file"
-        else:
-            base = TorchEncoder(request.base, threads=threads)
-            runtime = f"{base.runtime}, {base.pooling} pooling"
-        lines = [_lines(Text(*text), judged, ctx, request.seed) for text in request.texts]
-        if not any(lines):
-            raise UsageError(f"no line of the text has {MIN_LINE} characters and fits {ctx} tokens")
-        progress.start("certificate", sum(len(ids) for ids in lines), "texts")
-        cosines = list[list[float]]()
-        for text in lines:
-            cosines.append([])
-            for ids in text:
-                cosines[-1].append(cosine(base.embed(ids), judged.embed(ids)))
-                progress.advance(1)
-        progress.finish()
-    if not all(math.isfinite(c) for text in cosines for c in text):
-        raise CheckpointError("an embedding is NaN or Inf, expected numbers", where=request.artifact)
-    used = [i for i, text in enumerate(cosines) if text]
-    named = [(request.texts[i][0], cosines[i]) for i in used]
-    if len(named) > 1:
-        named.append((POOLED, [c for text in cosines for c in text]))
-    return {
+def _embeddings(request: Request, ctx: int, threads: int, stack: ExitStack, progress: Progress) -> list[dict[str, Any]]:
+    judged = [
+        stack.enter_context(LlamaFile(file, ctx=ctx, threads=threads, embeddings=True)) for file in request.artifacts
+    ]
+    base: LlamaFile | TorchEncoder
+    if request.base_is_gguf:
+        base = LlamaFile(request.base, ctx=ctx, threads=threads, embeddings=True, exact=True)
+        stack.enter_context(base)
+        runtime = f"{_llama_version()}, F32 file"
+    else:
+        base = TorchEncoder(request.base, threads=threads)
+        runtime = f"{base.runtime}, {base.pooling} pooling"
+    lines = [_lines(Text(*text), judged[0], ctx, request.seed) for text in request.texts]
+    if not any(lines):
+        raise UsageError(f"no line of the text has {MIN_LINE} characters and fits {ctx} tokens")
+    progress.start("certificate", sum(len(ids) for ids in lines), "texts")
+    cosines = [[list[float]() for _ in lines] for _ in judged]
+    for text, several in enumerate(lines):
+        for ids in several:
+            wanted = base.embed(ids)
+            for file, kept in zip(judged, cosines, strict=True):
+                kept[text].append(cosine(wanted, file.embed(ids)))
+                if not math.isfinite(kept[text][-1]):
+                    raise EffiError("an embedding is NaN or Inf, expected numbers", where=str(file.path))
+            progress.advance(1)
+    progress.finish()
+    common = {
         "kind": "embedding",
         "base_runtime": runtime,
         "runtime": f"{_llama_version()}, default settings",
         "ctx": ctx,
-        "rows": [{"text": name, "n": len(values), "chunks": len(values), **_cosines(values)} for name, values in named],
-        "texts": _texts(request, [sum(len(ids) for ids in text) for text in lines]),
+        "texts": _texts(request, [sum(len(ids) for ids in several) for several in lines]),
         "notes": [],
     }
+    return [common | {"rows": _cosine_rows(request, kept)} for kept in cosines]
+
+
+def _cosine_rows(request: Request, cosines: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    named = [(name, list(values)) for (name, _), values in zip(request.texts, cosines, strict=True) if values]
+    if len(named) > 1:
+        named.append((POOLED, [value for _, values in named for value in values]))
+    rows = []
+    for name, values in named:
+        mean, error = clustered_mean([np.array([value]) for value in values])
+        figures = {"cosine_mean": mean, "cosine_mean_stderr": error, "cosine_min": min(values)}
+        rows.append({"text": name, "n": len(values), "chunks": len(values), **figures})
+    return rows
 
 
 def _lines(text: Text, judged: LlamaFile, ctx: int, seed: int) -> list[list[int]]:
@@ -233,11 +253,6 @@ def _lines(text: Text, judged: LlamaFile, ctx: int, seed: int) -> list[list[int]
     order = np.random.default_rng(seed).permutation(len(lines))[:MAX_LINES]
     tokenized = [judged.tokenize(lines[i], add_special=True) for i in sorted(order)]
     return [ids for ids in tokenized if len(ids) <= ctx]
-
-
-def _cosines(values: Sequence[float]) -> dict[str, float | None]:
-    mean, error = clustered_mean([np.array([value]) for value in values])
-    return {"cosine_mean": mean, "cosine_mean_stderr": error, "cosine_min": min(values)}
 
 
 def _texts(request: Request, tokens: Sequence[int]) -> list[dict[str, Any]]:

@@ -150,13 +150,41 @@ def certify(
     the work (chunks are sampled under `seed`); None takes all. `tokenize` is the source tokenizer, without special
     tokens; without it the file's own is used. An embedding model is compared line by line, by cosine.
     """
+    return certify_all(
+        [artifact_file],
+        origin,
+        text=text,
+        ctx=ctx,
+        max_positions=max_positions,
+        seed=seed,
+        threads=threads,
+        tokenize=tokenize,
+        origin_name=origin_name,
+        progress=progress,
+    )[0]
+
+
+def certify_all(
+    artifact_files: Sequence[Path],
+    origin: Checkpoint | Path | None,
+    *,
+    text: str | Path | None = None,
+    ctx: int = 512,
+    max_positions: int | None = MAX_POSITIONS,
+    seed: int = 0,
+    threads: int | None = None,
+    tokenize: Callable[[str], Sequence[int]] | None = None,
+    origin_name: str | None = None,
+    progress: Progress | None = None,
+) -> list[Certificate]:
+    """As `certify`, for several files of one model: the origin, the slower side, runs once for all of them."""
     if ctx < 8:
         raise UsageError(f"a context of {ctx} tokens, expected 8 or more")
     if origin is None:
-        return Certificate(artifact=artifact_file.name, origin=None, status="origin absent")
+        return [Certificate(artifact=file.name, origin=None, status="origin absent") for file in artifact_files]
     texts = evaluation_texts(text)
     request = Request(
-        artifact=str(artifact_file.absolute()),
+        artifacts=[str(file.absolute()) for file in artifact_files],
         base=str(origin.root if isinstance(origin, Checkpoint) else origin.absolute()),
         base_is_gguf=not isinstance(origin, Checkpoint),
         texts=[(t.name, t.content) for t in texts],
@@ -166,18 +194,18 @@ def certify(
         seed=seed,
         threads=threads,
     )
-    what = f"measuring {artifact_file.name}"
+    what = f"measuring {', '.join(file.name for file in artifact_files)}"
     found = run_child("efficli.bench.measure:measure", request.to_json(), what=what, progress=progress)
-    rows = tuple(Row.from_json(row) for row in found.pop("rows"))
-    return Certificate(
-        artifact=artifact_file.name,
-        origin=origin_name or origin.name,
-        seed=seed,
-        rows=rows,
-        texts=tuple(found.pop("texts")),
-        notes=tuple(found.pop("notes")),
-        **found,
-    )
+    name = origin_name or origin.name
+    return [_certificate(file.name, name, seed, one) for file, one in zip(artifact_files, found, strict=True)]
+
+
+def _certificate(artifact: str, origin: str, seed: int, found: Mapping[str, Any]) -> Certificate:
+    """The certificate from what `measure` gave."""
+    fields = dict(found)
+    rows = tuple(Row.from_json(row) for row in fields.pop("rows"))
+    texts, notes = tuple(fields.pop("texts")), tuple(fields.pop("notes"))
+    return Certificate(artifact=artifact, origin=origin, seed=seed, rows=rows, texts=texts, notes=notes, **fields)
 
 
 def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Checkpoint | None:

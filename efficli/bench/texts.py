@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efficli.errors import CheckpointError, UsageError
+from efficli.data import committed, documents
+from efficli.errors import UsageError
 
 SLICES = ("evaluation-code", "evaluation-prose")
 """The held-out slices that come with efficli (`efficli/reference/text`)."""
@@ -32,19 +33,12 @@ class Text:
 
 
 def evaluation_texts(file: str | Path | None) -> list[Text]:
-    """The user's UTF-8 text file, or the committed held-out slices of code and prose."""
+    """The user's text (a UTF-8 file, JSON lines with `text`), or the committed held-out slices of code and prose."""
     if file is None:
-        folder = Path(__file__).parent.parent / "reference" / "text"
-        return [Text(name, (folder / f"{name}.txt").read_text("utf-8")) for name in SLICES]
+        return [Text(name, committed(name)) for name in SLICES]
     path = Path(file)
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file)) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"byte {error.start} is not UTF-8, expected a text file", where=str(file), hint="convert it with iconv"
-        ) from error
+    between = "\n\n" if path.suffix in (".jsonl", ".ndjson") else ""  # pieces of a text file follow each other
+    content = between.join(documents(path))
     if not content.strip():
         raise UsageError("the text is empty", where=str(file))
     return [Text(path.name, content)]
