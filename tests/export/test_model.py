@@ -204,7 +204,9 @@ def test_pooling(settings: dict[str, Any], pooling: int, tmp_path: Path) -> None
         json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "9_Pooling"}])
     )
     (folder / "9_Pooling" / "config.json").write_text(json.dumps(settings))
-    assert lay_out(folder)[0]["bert.pooling_type"].value == pooling
+    metadata = lay_out(folder)[0]
+    assert metadata["bert.pooling_type"].value == pooling
+    assert metadata["bert.attention.causal"].value is False
     (folder / "9_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(CheckpointError, match="no pooling that is known"):
         lay_out(folder)

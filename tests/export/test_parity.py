@@ -21,7 +21,7 @@ from tests.models import DYNAMIC, LINEAR, LLAMA3, YARN, longrope
 
 GELU = ("gemma2", "gemma3", "gpt2")  # llama.cpp looks GELU up in a table of half-precision numbers
 STEEP_YARN = YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "attention_factor": 1.2}
-LOCAL = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+LOCAL = {"sliding_attention": {"rope_type": "default", "rope_theta": 7000.0}}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
