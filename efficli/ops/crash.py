@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from efficli.errors import UnsupportedError
@@ -15,19 +18,39 @@ REBUILD = (
 """The cure for a library that was compiled for another processor, or for features that this one only announces."""
 
 
+FEATURES = {
+    "SSE3": "pni", "SSSE3": "ssse3", "AVX": "avx", "AVX_VNNI": "avx_vnni", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma",
+    "BMI2": "bmi2", "AVX512": "avx512f", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16", "AMX_INT8": "amx_int8", "NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp",
+    "MATMUL_INT8": "i8mm", "SVE": "sve", "SME": "sme",
+}  # fmt: skip
+"""What llama.cpp calls the instruction sets it was built for -> their flag in /proc/cpuinfo."""
+
+_ASK = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+
+
 def crash_error(number: int, what: str, runtime: str, log: str) -> UnsupportedError:
     """The error for a child that died of signal `number` while `what`; `log` is the end of what it printed."""
     line = f"{runtime} crashed (signal {number}) while {what}"
-    cause = _cause(number, cpu_features())
-    if cause is None:
-        cause = _last_words(log)
-        hint = "the file may ask for something this version cannot do; nothing was published"
+    if number in (signal.SIGILL, signal.SIGSEGV):
+        built_for = built_features() if runtime == "llama.cpp" else frozenset()
+        line, hint = f"{line}: {_cause(number, built_for, cpu_features())}", REBUILD
     else:
-        hint = REBUILD
-    error = UnsupportedError(f"{line}: {cause}" if cause else line, hint=hint)
+        line, hint = ": ".join([line, *_last_words(log)]), "the file asks for something that this version cannot do"
+    error = UnsupportedError(line, hint=hint)
     if log.strip():
         error.add_note(log.strip())
     return error
+
+
+def built_features() -> frozenset[str]:
+    """The instruction sets that the installed llama.cpp was built for, in its own words; empty if it does not tell."""
+    try:
+        # not in this process: what crashed the child could end it too
+        told = subprocess.run([sys.executable, "-P", "-c", _ASK], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return frozenset()
+    return frozenset(re.findall(r"(\w+) = 1", told.stdout))
 
 
 def cpu_features() -> frozenset[str]:
@@ -43,18 +66,19 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def _cause(number: int, features: frozenset[str]) -> str | None:
-    """What about the processor explains the signal, if it is a signal that a processor feature can cause."""
+def _cause(number: int, built_for: frozenset[str], features: frozenset[str]) -> str:
+    """Which processor feature explains the signal."""
+    lacking = sorted(name for name in built_for if FEATURES.get(name, name) not in features and name in FEATURES)
+    if lacking and features:
+        return f"it was built for {', '.join(lacking)}, which this processor lacks"
     if number == signal.SIGILL:
-        return "it was built for instructions that this processor lacks (AVX-512, AVX2 or dotprod)"
-    if number == signal.SIGSEGV and features & {"amx_tile", "amx_int8"}:
-        return "this processor shows AMX, which a native build cannot use on a virtual machine"
-    if number == signal.SIGSEGV:
-        return "it may have been built for another processor"
-    return None
+        return "it was built for instructions that this processor lacks"
+    if "AMX_INT8" in built_for:
+        return "it was built for AMX, which a virtual machine may announce and not have"
+    return "it may have been built for another processor"
 
 
-def _last_words(log: str) -> str | None:
-    """The last line that the library itself printed, without the interpreter's report of the crash."""
+def _last_words(log: str) -> list[str]:
+    """The last line that the library itself printed, if any, without the interpreter's report of the crash."""
     own = log.split("Fatal Python error", 1)[0].strip().splitlines()
-    return own[-1].strip()[:300] if own else None
+    return [line.strip()[:300] for line in own[-1:]]

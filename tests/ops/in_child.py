@@ -28,7 +28,7 @@ def report(argument, progress: Progress):
         progress.advance(1)
     progress.note("a fallback")
     progress.finish()
-    return None
+    return
 
 
 def noisy(argument, progress: Progress):

@@ -125,12 +125,27 @@ def test_a_real_segmentation_fault():
 
 
 @pytest.mark.parametrize(
-    ("number", "flags", "words"),
-    [(11, "fpu amx_tile amx_int8", "AMX"), (11, "fpu sse2", "built for another"), (4, "fpu sse2", "lacks")],
+    ("number", "built_for", "flags", "words"),
+    [
+        (4, "AVX AVX2 AVX512_VBMI", "avx avx2", "it was built for AVX512_VBMI, which this processor lacks"),
+        (4, "NEON DOTPROD REPACK", "asimd", "it was built for DOTPROD, which this processor lacks"),
+        (4, "AVX", "avx", "instructions that this processor lacks"),
+        (4, "AVX", "", "instructions that this processor lacks"),
+        (11, "AVX AMX_INT8", "avx amx_int8 amx_tile", "built for AMX, which a virtual machine may announce"),
+        (11, "AVX", "avx", "built for another processor"),
+    ],
 )
-def test_the_cause_names_the_processor_feature(monkeypatch, number, flags, words):
+def test_the_cause_names_the_processor_feature(monkeypatch, number, built_for, flags, words):
     monkeypatch.setattr(crash, "cpu_features", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(crash, "built_features", lambda: frozenset(built_for.split()))
     assert words in crash.crash_error(number, "loading", "llama.cpp", "").line
+
+
+def test_what_the_library_was_built_for_is_known_and_here():
+    """The names are llama.cpp's own, and this machine's build fits this machine."""
+    built_for = crash.built_features() & set(crash.FEATURES)
+    assert built_for
+    assert {crash.FEATURES[name] for name in built_for} <= crash.cpu_features()
 
 
 def test_the_processor_has_features():
@@ -139,14 +154,14 @@ def test_the_processor_has_features():
 
 @pytest.mark.parametrize(("function", "argument"), [("die", int(signal.SIGKILL)), ("eat_memory", None)])
 def test_memory_that_ran_out_does_not_fit(function, argument):
-    with pytest.raises(FitError, match="^out of memory while quantizing blk.3$") as caught:
+    with pytest.raises(FitError, match=r"^out of memory while quantizing blk\.3$") as caught:
         run_child(f"in_child:{function}", argument, what="quantizing blk.3")
     assert caught.value.exit_code == 4
 
 
 def test_timeout_kills_the_child(tmp_path):
     began = time.monotonic()
-    with pytest.raises(FitError, match="sleeping took more than 0.5 s"):
+    with pytest.raises(FitError, match=r"sleeping took more than 0\.5 s"):
         run_child("in_child:sleep", str(tmp_path / "pid"), what="sleeping", timeout_s=0.5)
     assert time.monotonic() - began < 5
     if (tmp_path / "pid").exists():
@@ -158,11 +173,11 @@ def test_a_crash_after_the_answer_is_no_failure():
 
 
 def test_no_descriptor_or_process_is_left():
-    before = os.listdir("/proc/self/fd")
+    before = sorted(Path("/proc/self/fd").iterdir())
     run_child("in_child:report", None, what="reporting")
     with pytest.raises(UnsupportedError):
         run_child("in_child:die", 11, what="dying")
-    assert os.listdir("/proc/self/fd") == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

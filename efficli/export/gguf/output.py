@@ -11,12 +11,10 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficli.errors import OutputError
+from efficli.ops.storage import writing
 
 BUFFER_BYTES = 4 << 20
 """Written at a time; a multiple of every device's block."""
@@ -47,7 +45,7 @@ class AppendedFile:
         self._lock = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._direct = _O_DIRECT if nbytes >= DIRECT_BYTES else 0
-        with _writing(path):
+        with writing(path):
             try:
                 self._descriptor = os.open(path, flags | self._direct, 0o644)
             except OSError as error:
@@ -91,19 +89,20 @@ class AppendedFile:
             whole = -(-used // _BLOCK) * _BLOCK
             self._buffer[used:whole] = bytes(whole - used)
             self.flush([Full(self._buffer, self.position - used, whole)])
-        with _writing(self.path):
+        with writing(self.path):
             os.ftruncate(self._descriptor, self.nbytes)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        with writing(self.path):
+            os.close(self._descriptor)
 
     def _take(self) -> mmap.mmap:
         with self._lock:
             return self._free.pop() if self._free else mmap.mmap(-1, BUFFER_BYTES)
 
     def _write(self, view: memoryview, offset: int) -> None:
-        with _writing(self.path):
+        with writing(self.path):
             while view:
                 try:
                     sent = os.pwrite(self._descriptor, view, offset)
@@ -116,12 +115,3 @@ class AppendedFile:
                     )
                     continue
                 view, offset = view[sent:], offset + sent
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
