@@ -106,7 +106,7 @@ def _tensor(path: Path, base: int, name: str, entry: Any, where: str) -> TensorR
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise UnsupportedError(f"tensor {name!r} has the unknown dtype {dtype!r}", where=where)
+        raise UnsupportedError(f"tensor {name!r} has the unknown dtype {repr(dtype)[:40]}", where=where)
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise CheckpointError(f"tensor {name!r} has an invalid shape", where=where)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
