@@ -149,7 +149,11 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(name="laguna", splits=(_LINES, _words())),
     PreTokenizer(name="superbpe", splits=(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     PreTokenizer(name="tiny_aya", splits=(_THREES, _O200K), limit=_CASE_LIMIT),
-    PreTokenizer(name="afmoe", splits=(*_GROUPS_OF_3, _ASIAN, _DEEPSEEK3)),
+    PreTokenizer(
+        name="afmoe",
+        splits=(*_GROUPS_OF_3, _ASIAN, _DEEPSEEK3),
+        limit="llama.cpp cuts Thai before its consonants",
+    ),
     PreTokenizer(
         name="spark2_5",
         splits=(

@@ -21,6 +21,31 @@ from efficli.export.gguf.pretokenizer import read_structure
 MAX_FILE_BYTES = 1 << 28
 """No tokenizer file may be larger (256 MiB)."""
 
+ENDS_KNOWN = frozenset(
+    [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+    ]
+)
+"""Tokens that llama.cpp takes for the end of generation by their text."""
+_CONTROL = (
+    frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]", "<PRE>", "<SUF>", "<MID>", "<PAD>", "[PAD]")) | ENDS_KNOWN
+)
+
 Kind = Literal["bpe", "spm", "unigram", "wordpiece"]
 
 
@@ -102,6 +127,16 @@ class Source:
             out = {i: str(row[0]) for i, row in enumerate(vocab)}
         return out | {token.id: token.content for token in self.added}
 
+    def special_text(self, name: str) -> str | None:
+        """The text of a special token (`bos`, `eos`, `pad`, ...) by its name."""
+        for holder in (self.config, self.special_map):
+            entry = holder.get(f"{name}_token")
+            if isinstance(entry, Mapping):
+                entry = entry.get("content")
+            if isinstance(entry, str):
+                return entry
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -157,7 +192,7 @@ def _wants_scores(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _added_tokens(tokenizer: Mapping[str, Any]) -> tuple[AddedToken, ...]:
-    rows = tokenizer.get("added_tokens") or ()
+    rows = tokenizer.get("added_tokens") or []
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise CheckpointError("tokenizer.json: added_tokens is not a list of tokens")
     return tuple(sorted((_added(row.get("id"), row) for row in rows), key=lambda token: token.id))
@@ -278,14 +313,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 def token_type(token: AddedToken) -> TokenType:
     """CONTROL for what a chat template or the runtime places, USER_DEFINED for words that were added.
 
-    Some checkpoints do not mark tokens of the form `<|name|>` as special; llama.cpp and its converter treat them as
-    control tokens all the same, so that a user's text cannot contain them.
+    Some checkpoints do not mark `</s>` or tokens of the form `<|name|>` as special; llama.cpp and its converter treat
+    them as control tokens all the same, so that a user's text cannot contain them.
     """
     text = token.content
     looks = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))
-    looks = (
-        looks
-        or (text.startswith("<unused") and text.endswith(">"))
-        or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
-    )
+    looks = looks or (text.startswith("<unused") and text.endswith(">")) or text in _CONTROL
     return TokenType.CONTROL if token.special or looks else TokenType.USER_DEFINED

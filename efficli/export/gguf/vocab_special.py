@@ -16,33 +16,12 @@ from gguf import GGUFValueType
 from efficli.checkpoint import Checkpoint
 from efficli.errors import CheckpointError
 from efficli.export.gguf.layout import Metadata, array, boolean, string, u32
-from efficli.export.gguf.vocab_source import Source
+from efficli.export.gguf.vocab_source import ENDS_KNOWN, Source
 
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # GGUF's spelling of the keys
 MAX_TEMPLATE_BYTES = 1 << 20
 """No chat template may be larger (1 MiB)."""
-ENDS_KNOWN = frozenset(
-    [
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "</s>",
-        "<|eom_id|>",
-        "<EOT>",
-        "_<EOT>",
-        "[EOT]",
-        "[EOS]",
-        "<|end_of_text|>",
-        "<end_of_utterance>",
-        "<eos>",
-    ]
-)
-"""Tokens that llama.cpp takes for the end of generation by their text."""
 
 
 @dataclass(slots=True)
@@ -63,7 +42,7 @@ def read_specials(ckpt: Checkpoint, source: Source, size: int) -> Specials:
     """Special ids of a vocabulary of `size` ids, and what its post-processor adds."""
     out = Specials()
     ids = {text: number for number, text in source.pieces.items() if number < size}
-    texts = {name: text for name in NAMES if (text := _special_text(source, name)) is not None}
+    texts = {name: text for name in NAMES if (text := source.special_text(name)) is not None}
     texts.setdefault("bos", texts.get("cls", ""))
     texts.setdefault("eos", texts.get("sep", ""))
     _post_process(source, texts, out)
@@ -83,16 +62,6 @@ def read_specials(ckpt: Checkpoint, source: Source, size: int) -> Specials:
     _ends(ckpt, source, out, size)
     _defaults(source, out)
     return out
-
-
-def _special_text(source: Source, name: str) -> str | None:
-    for holder in (source.config, source.special_map):
-        entry = holder.get(f"{name}_token")
-        if isinstance(entry, Mapping):
-            entry = entry.get("content")
-        if isinstance(entry, str):
-            return entry
-    return None
 
 
 def _processors(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
@@ -175,6 +144,10 @@ def _defaults(source: Source, out: Specials) -> None:
     legacy_llama = source.tokenizer is None and source.kind == "spm"
     for name, default in (("bos", legacy_llama), ("eos", False)):
         said = source.config.get(f"add_{name}_token")
+        if said is True and name not in out.add and source.tokenizer is not None:
+            out.notes.append(
+                f"{name} is added as tokenizer_config.json says; transformers 5 looks at tokenizer.json alone"
+            )
         out.add.setdefault(name, said if isinstance(said, bool) else default)
         if out.add[name] and name not in out.ids:
             out.add[name] = False
