@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from efficli.checkpoint import open_checkpoint
-from efficli.errors import CheckpointError, UnsupportedError
+from efficli.errors import CheckpointError, EffiError, UnsupportedError
 from efficli.families import FAMILIES, check_tensors, expected_tensors, inverse_frequencies, read_shape
 from efficli.progress import Silent
 from tests import models
@@ -257,3 +257,24 @@ def test_ballast_and_other_prefixes() -> None:
     }
     found = check_tensors(old, read_shape(config), strict=True, progress=Silent())
     assert found["bert.embeddings.LayerNorm.beta"].role == "embedding_norm"
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_any_value_in_a_config_is_read_or_refused(family: str) -> None:
+    """Each value replaced by something absurd, in both layouts: a shape or one of our errors, at once."""
+    absurd = (None, -1, 0, 1, 3, 1.5, 1e300, "x", "", [], [1], ["x"], [None] * 7, {}, {"a": 1}, True, False, 10**30)
+    config = config_of(family)
+    for layout in (config, as_transformers_4(config)):
+        nested = [("rope_parameters", key) for key in layout.get("rope_parameters") or ()]
+        nested += [("rope_parameters", key) for key in YARN | longrope(4, 64) | LLAMA3]
+        for place in [(key,) for key in layout] + nested:
+            for value in absurd:
+                changed = copy.deepcopy(layout)
+                target = changed if len(place) == 1 else changed.setdefault(place[0], {})
+                target[place[-1]] = value
+                try:
+                    shape = read_shape(changed)
+                except EffiError:
+                    continue
+                assert 0 < shape.num_layers <= 1024
+                assert shape.rope is None or inverse_frequencies(shape.rope).shape == (shape.rope.dim // 2,)

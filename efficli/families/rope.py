@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from efficli.errors import CheckpointError, UnsupportedError
 from efficli.families.table import Family
+from efficli.families.values import Values
 
 Scaling = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 SCALINGS: tuple[Scaling, ...] = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -51,84 +52,83 @@ def read_rope(config: Mapping[str, Any], family: Family, layer_type: str, *, hea
     transformers 5 writes `rope_parameters`, nested by layer type where these differ; transformers 4 `rope_theta`,
     `rope_scaling` (global layers only) and Gemma 3's `rope_local_base_freq`.
     """
-    parameters, theta = _parameters(config, family, layer_type)
-    scaling = str(parameters.get("rope_type") or parameters.get("type") or "default").lower()
+    parameters = _parameters(config, family, layer_type)
+    outer = Values(config, defaults=family.defaults)
+    scaling = parameters.word("rope_type", parameters.word("type", "default")).lower()
     if scaling == "su" or (scaling == "yarn" and family.name == "phi3"):
         scaling = "longrope"
     if scaling not in SCALINGS:
         raise UnsupportedError(
             f"rope type '{scaling}' is not supported", where="config.json", hint=f"known: {', '.join(SCALINGS)}"
         )
-    partial = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    original = (
-        config.get("original_max_position_embeddings")
-        or family.defaults.get("original_max_position_embeddings")
-        or parameters.get("original_max_position_embeddings")
-        or max_positions
-    )
+    inner = parameters.whole("original_max_position_embeddings", max_positions)
+    original = outer.whole("original_max_position_embeddings", inner)
+    partial = parameters.positive("partial_rotary_factor", outer.positive("partial_rotary_factor", 1.0))
+    if partial > 1.0:
+        raise parameters.wrong("partial_rotary_factor", partial, "at most 1")
+    factor = _factor(parameters, scaling, max_positions / original)
     rope = Rope(
-        theta=theta,
-        dim=int(head_dim * float(partial)),
+        theta=parameters.positive("rope_theta"),
+        dim=int(head_dim * partial),
         scaling=scaling,
-        factor=_factor(parameters, scaling, max_positions / int(original)),
-        original_positions=int(original),
-        beta_fast=float(parameters.get("beta_fast") or 32.0),
-        beta_slow=float(parameters.get("beta_slow") or 1.0),
-        truncate=bool(parameters.get("truncate", True)),
-        low_freq_factor=float(parameters.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(parameters.get("high_freq_factor") or 4.0),
-        short_factors=tuple(float(f) for f in parameters.get("short_factor") or ()),
-        long_factors=tuple(float(f) for f in parameters.get("long_factor") or ()),
-        attention_factor=_attention_factor(parameters, scaling, max_positions, int(original)),
+        factor=factor,
+        original_positions=original,
+        beta_fast=parameters.positive("beta_fast", 32.0),
+        beta_slow=parameters.positive("beta_slow", 1.0),
+        truncate=parameters.flag("truncate", True),
+        low_freq_factor=parameters.positive("low_freq_factor", 1.0),
+        high_freq_factor=parameters.positive("high_freq_factor", 4.0),
+        short_factors=parameters.reals("short_factor"),
+        long_factors=parameters.reals("long_factor"),
+        attention_factor=_attention_factor(parameters, scaling, factor, original),
     )
     _check(rope)
     return rope
 
 
-def _parameters(config: Mapping[str, Any], family: Family, layer_type: str) -> tuple[Mapping[str, Any], float]:
-    """The dictionary that describes the scaling of such layers, and theta."""
-    default_theta = float(family.defaults.get("rope_theta", 10_000.0))
-    local = family.defaults.get("rope_local_base_freq")
-    parameters = config.get("rope_parameters")
+def _parameters(config: Mapping[str, Any], family: Family, layer_type: str) -> Values:
+    """What describes the rotary embedding of such layers, theta among it."""
+    outer = Values(config, defaults=family.defaults)
+    theta, local = outer.positive("rope_theta", 10_000.0), family.defaults.get("rope_local_base_freq")
+    is_local = layer_type == SLIDING and local is not None
+    parameters = outer.get("rope_parameters")
     if parameters is None:  # transformers 4
-        if layer_type == SLIDING and local is not None:
-            return {}, float(config.get("rope_local_base_freq") or local)
-        return config.get("rope_scaling") or {}, float(config.get("rope_theta") or default_theta)
+        scaling = outer.get("rope_scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise outer.wrong("rope_scaling", scaling, "an object")
+        if is_local:
+            return Values({}, defaults={"rope_theta": outer.positive("rope_local_base_freq", local)})
+        return Values(scaling, defaults={"rope_theta": theta})
     if not isinstance(parameters, Mapping):
-        raise CheckpointError(f"'rope_parameters' is {parameters!r}, expected an object", where="config.json")
+        raise outer.wrong("rope_parameters", parameters, "an object")
     if any(isinstance(parameters.get(kind), Mapping) for kind in (FULL, SLIDING)):
+        theta = float(family.defaults["rope_local_base_freq"]) if is_local else theta
         parameters = parameters.get(layer_type) or {}
-        if layer_type == SLIDING and local is not None:
-            default_theta = float(local)
-    return parameters, float(parameters.get("rope_theta") or config.get("rope_theta") or default_theta)
+        if not isinstance(parameters, Mapping):
+            raise outer.wrong("rope_parameters", parameters, f"an object for {layer_type}")
+    return Values(parameters, defaults={"rope_theta": theta})
 
 
-def _factor(parameters: Mapping[str, Any], scaling: str, ratio: float) -> float:
+def _factor(parameters: Values, scaling: str, ratio: float) -> float:
     """The scaling factor; the ratio of contexts where YaRN and LongRoPE leave it out."""
-    factor = parameters.get("factor")
-    if factor is not None:
-        return float(factor)
-    if scaling in ("yarn", "longrope"):
-        return ratio
-    if scaling == "default":
-        return 1.0
-    raise CheckpointError(f"rope type '{scaling}' has no 'factor'", where="config.json")
+    if parameters.get("factor") is None and scaling in ("linear", "dynamic", "llama3"):
+        raise CheckpointError(f"rope type '{scaling}' has no 'factor'", where="config.json")
+    return parameters.positive("factor", 1.0 if scaling == "default" else ratio)
 
 
-def _attention_factor(parameters: Mapping[str, Any], scaling: str, positions: int, original: int) -> float:
+def _attention_factor(parameters: Values, scaling: str, factor: float, original: int) -> float:
     """What cosines and sines are multiplied by."""
     if scaling not in ("yarn", "longrope"):
         return 1.0
     if parameters.get("attention_factor") is not None:
-        return float(parameters["attention_factor"])
-    factor = _factor(parameters, scaling, positions / original)
+        return parameters.positive("attention_factor")
     if factor <= 1.0:
         return 1.0
     if scaling == "longrope":
-        return math.sqrt(1.0 + math.log(factor) / math.log(original))
-    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    if mscale and mscale_all:
-        return (0.1 * float(mscale) * math.log(factor) + 1.0) / (0.1 * float(mscale_all) * math.log(factor) + 1.0)
+        return math.sqrt(1.0 + math.log(factor) / math.log(max(original, 2)))
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        numerator, denominator = parameters.positive("mscale"), parameters.positive("mscale_all_dim")
+        return (0.1 * numerator * math.log(factor) + 1.0) / (0.1 * denominator * math.log(factor) + 1.0)
     return 0.1 * math.log(factor) + 1.0
 
 
@@ -142,10 +142,10 @@ def _check(rope: Rope) -> None:
                 raise CheckpointError(
                     f"rope {name} has {len(factors)} values, expected {rope.dim // 2}", where="config.json"
                 )
-    if rope.factor <= 0 or rope.theta <= 0:
-        raise CheckpointError(
-            f"rope theta {rope.theta}, factor {rope.factor}: both must be positive", where="config.json"
-        )
+    if rope.scaling == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise CheckpointError("rope high_freq_factor is not above low_freq_factor", where="config.json")
+    if rope.scaling == "yarn" and rope.theta == 1.0:
+        raise CheckpointError("'rope_theta' is 1, expected more", where="config.json")
 
 
 def inverse_frequencies(rope: Rope, *, long: bool = False) -> NDArray[np.float64]:

@@ -10,6 +10,9 @@ from typing import Any
 from efficli.errors import CheckpointError, UnsupportedError, did_you_mean
 from efficli.families.rope import FULL, SLIDING, Rope, read_rope
 from efficli.families.table import FAMILIES, Family
+from efficli.families.values import MAX_LAYERS, Values
+
+_MAX_EXPERTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class ModelShape:
     dense_layers: tuple[int, ...] = ()
     """Layers of a mixture of experts that have an ordinary feed-forward."""
     num_token_types: int = 0
-    dtype: str | None = None
+    dtype: str = "unknown"
     """What config.json says of the stored weights."""
 
     @property
@@ -87,6 +90,8 @@ def known_architectures() -> tuple[str, ...]:
 def family_of(config: Mapping[str, Any]) -> tuple[Family, str]:
     """The family and architecture that config.json names; `model_type` decides where `architectures` is missing."""
     names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise CheckpointError(f"'architectures' is {names!r}, expected a list", where="config.json")
     model_type = config.get("model_type")
     for family in FAMILIES.values():
         if names and names[0] in family.architectures:
@@ -102,39 +107,12 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, str]:
     )
 
 
-class _Reader:
-    """Typed look-ups in config.json with a family's own names and defaults."""
+class _Reader(Values):
+    """config.json with a family's own names and defaults."""
 
     def __init__(self, config: Mapping[str, Any], family: Family) -> None:
-        self.config = config
+        super().__init__(config, names=family.keys, defaults=family.defaults)
         self.family = family
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value, the family's default where the key is missing, then `default`."""
-        for name in self.family.keys.get(key, (key,)):
-            if name in self.config:
-                return self.config[name]
-        return self.family.defaults.get(key, default)
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
-        value = self.get(key)
-        if value is None:
-            value = default
-        name = self.family.keys.get(key, (key,))[0]
-        if value is None:
-            raise CheckpointError(f"'{name}' is missing", where="config.json")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise CheckpointError(f"'{name}' is {value!r}, expected a positive whole number", where="config.json")
-        return value
-
-    def real(self, key: str, default: float) -> float:
-        """A finite number."""
-        value = self.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise CheckpointError(f"'{key}' is {value!r}, expected a number", where="config.json")
-        return float(value)
 
 
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
@@ -149,7 +127,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         config = {**config, **text}
     read = _Reader(config, family)
     _refuse_variants(read)
-    hidden, layers = read.whole("hidden_size"), read.whole("num_hidden_layers")
+    hidden, layers = read.whole("hidden_size"), read.whole("num_hidden_layers", most=MAX_LAYERS)
     positions = read.whole("max_position_embeddings")
     heads, kv_heads, head_dim = _heads(read, hidden)
     window, windowed = _windows(read, layers)
@@ -157,8 +135,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     if family.positions == "rope":
         rope = read_rope(config, family, FULL, head_dim=head_dim, max_positions=positions)
         local = read_rope(config, family, SLIDING, head_dim=head_dim, max_positions=positions)
-    attention_bias = "attention_bias" in family.bias_flags and bool(read.get("attention_bias", False))
-    mlp_bias = "mlp_bias" in family.bias_flags and bool(read.get("mlp_bias", False))
+    attention_bias = "attention_bias" in family.bias_flags and read.flag("attention_bias")
+    mlp_bias = "mlp_bias" in family.bias_flags and read.flag("mlp_bias")
     granite = family.name == "granite"
     return ModelShape(
         family=family.name,
@@ -171,9 +149,9 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         head_dim=head_dim,
         vocab_size=read.whole("vocab_size"),
         max_positions=positions,
-        tied=bool(read.get("tie_word_embeddings", False)) or not family.head,
-        norm_eps=read.real("rms_norm_eps", 1e-6),
-        activation=str(read.get("hidden_act") or family.defaults.get("hidden_act", "silu")),
+        tied=read.flag("tie_word_embeddings") or not family.head,
+        norm_eps=read.positive("rms_norm_eps", 1e-6),
+        activation=read.word("hidden_act", str(family.defaults.get("hidden_act", "silu"))),
         qkv_bias=attention_bias or "qkv" in family.biases,
         out_bias=attention_bias or "out" in family.biases,
         mlp_bias=mlp_bias or "mlp" in family.biases,
@@ -189,12 +167,12 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         attention_softcap=_softcap(read, "attn_logit_softcapping"),
         logit_softcap=_softcap(read, "final_logit_softcapping"),
         dense_size=read.whole("intermediate_size", 6144) if family.experts else 0,
-        num_experts=read.whole("num_experts") if family.experts else 0,
+        num_experts=read.whole("num_experts", most=_MAX_EXPERTS) if family.experts else 0,
         experts_per_token=read.whole("num_experts_per_tok") if family.experts else 0,
-        normalise_experts=bool(read.get("norm_topk_prob", False)),
+        normalise_experts=family.experts and read.flag("norm_topk_prob"),
         dense_layers=_dense_layers(read, layers) if family.experts else (),
         num_token_types=read.whole("type_vocab_size", 2) if family.name == "bert" else 0,
-        dtype=config.get("dtype") or config.get("torch_dtype"),
+        dtype=read.word("dtype", read.word("torch_dtype", "unknown")),
     )
 
 
@@ -238,15 +216,15 @@ def _feed_forward(read: _Reader, hidden: int) -> int:
 
 def _scale(read: _Reader, key: str, applies: bool) -> float:
     """A multiplier that one family has."""
-    return read.real(key, 1.0) if applies else 1.0
+    return read.positive(key, 1.0) if applies else 1.0
 
 
 def _attention_scale(read: _Reader, head_dim: int) -> float:
     """What scores are multiplied by."""
     if read.family.name == "granite":
-        return read.real("attention_multiplier", 1.0)
+        return read.positive("attention_multiplier", 1.0)
     if read.family.scale_from_query_scalar:
-        return 1.0 / math.sqrt(read.real("query_pre_attn_scalar", 256.0))
+        return 1.0 / math.sqrt(read.positive("query_pre_attn_scalar", 256.0))
     return 1.0 / math.sqrt(head_dim)
 
 
@@ -254,7 +232,7 @@ def _softcap(read: _Reader, key: str) -> float | None:
     """A soft cap, None where there is none."""
     if not read.family.scale_embedding:  # only Gemma's modelling code applies them
         return None
-    return read.real(key, 0.0) or None
+    return None if read.get(key) is None else read.positive(key)
 
 
 def _windows(read: _Reader, layers: int) -> tuple[int | None, tuple[bool, ...]]:
@@ -265,23 +243,22 @@ def _windows(read: _Reader, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     if kind == "none" or window is None:
         return None, none
     window = read.whole("sliding_window")
-    switch = read.get("use_sliding_window", False)
-    if read.family.name in ("qwen2", "qwen3", "qwen3_moe", "smollm3") and not switch:
+    if read.family.name in ("qwen2", "qwen3", "qwen3_moe", "smollm3") and not read.flag("use_sliding_window"):
         return None, none
-    types = read.get("layer_types")
-    if types is not None and kind != "all":
+    types = read.entries("layer_types")
+    if types and kind != "all":
         if len(types) != layers:
             raise CheckpointError(f"{len(types)} layer_types for {layers} layers", where="config.json")
         return window, tuple(kind == SLIDING for kind in types)
     if kind == "all":
         return window, (True,) * layers
     if kind == "from_layer":
-        first = read.get("max_window_layers", layers)
+        first = read.real("max_window_layers", layers)
         return window, tuple(i >= first for i in range(layers))
     if kind == "alternate":
         return window, tuple(i % 2 == 0 for i in range(layers))
     if kind == "every_sixth_full":
-        step = read.get("sliding_window_pattern") or read.get("_sliding_window_pattern") or 6
+        step = read.whole("sliding_window_pattern", read.whole("_sliding_window_pattern", 6))
         return window, tuple(bool((i + 1) % step) for i in range(layers))
     return window, tuple(not rotary for rotary in _rotary(read, layers))
 
@@ -292,8 +269,8 @@ def _rotary(read: _Reader, layers: int) -> tuple[bool, ...]:
         return (False,) * layers
     if read.family.name != "smollm3":
         return (True,) * layers
-    pattern = read.get("no_rope_layers")  # 1: this layer does rotate
-    if pattern is None:
+    pattern = read.entries("no_rope_layers")  # 1: this layer does rotate
+    if not pattern:
         step = read.whole("no_rope_layer_interval")
         return tuple((i + 1) % step != 0 for i in range(layers))
     if len(pattern) < layers:
@@ -303,6 +280,6 @@ def _rotary(read: _Reader, layers: int) -> tuple[bool, ...]:
 
 def _dense_layers(read: _Reader, layers: int) -> tuple[int, ...]:
     """Layers of a mixture of experts without experts."""
-    only = set(read.get("mlp_only_layers") or ())
-    step = read.get("decoder_sparse_step") or 1
+    only = read.entries("mlp_only_layers")
+    step = read.whole("decoder_sparse_step", 1)
     return tuple(i for i in range(layers) if i in only or (i + 1) % step)
