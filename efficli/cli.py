@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from efficli import __version__
-from efficli.console import Terminal
+from efficli.console import Terminal, fill_closed_streams
 from efficli.errors import EffiError, UsageError
 from efficli.interrupt import guard
 
@@ -243,6 +243,7 @@ def _override(word: str) -> tuple[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; every failure is turned into its line here, and only here."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    fill_closed_streams()
     terminal = Terminal(as_json="--json" in argv)
 
     def body() -> int:
@@ -262,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.failure(error)
         return error.exit_code
     except Exception:  # noqa: BLE001 - the one place where a bug is told from a user's mistake
-        traceback.print_exc()
+        if sys.stderr:
+            traceback.print_exc()
         terminal.error(
             "this is a bug of efficli", code=70, hint="report it with the lines above and `efficli --version`"
         )

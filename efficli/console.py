@@ -45,7 +45,7 @@ class Terminal:
             from rich.console import Console
 
             plain = not sys.stderr or not sys.stderr.isatty()
-            width = int(os.environ.get("COLUMNS") or 120) if plain else None
+            width = 400 if plain else None  # a file has no right margin: nothing is cut or folded
             self._console = Console(stderr=True, no_color=not self.color, width=width, highlight=False, soft_wrap=plain)
         return self._console
 
@@ -113,13 +113,15 @@ class Terminal:
             return
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table, markup=False)
+        self.console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+        self.console.print(table)
 
     @contextlib.contextmanager
     def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
@@ -153,6 +155,18 @@ class Terminal:
             encoding = sys.stderr.encoding or "utf-8"
             sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             sys.stderr.flush()
+
+
+def fill_closed_streams() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed.
+
+    The next file to be opened would get its number, and what a C library writes to stderr would end in an artifact.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
 def _bar(console: Console, unit: str) -> Bar:

@@ -39,7 +39,7 @@ def _cell(value: float | None, error: float | None) -> str:
     if not error or not math.isfinite(error):
         return f"{value:.4g}"
     places = 1 - math.floor(math.log10(error))
-    if abs(value) < 1e-3:
+    if not 1e-3 <= abs(value) < 1e6:
         digits = max(0, places + math.floor(math.log10(abs(value)))) if value else 1
         return f"{value:.{digits}e} ± {error:.1e}"
     return f"{value:.{max(0, places)}f} ± {error:.{max(0, places)}f}"
