@@ -112,7 +112,9 @@ def _ask(question: Question) -> Answer:
     text = "".join(log)
     if code:
         reason = re.findall(r"failed to quantize: (.*)", text)
-        raise UnsupportedError(f"llama.cpp cannot choose types: {reason[-1] if reason else f'code {code}'}")
+        why = reason[-1] if reason else f"code {code}"
+        hint = "its rows do not fill the blocks of this type: choose another" if "fallback" in why else None
+        raise UnsupportedError(f"llama.cpp cannot choose types: {why}", hint=hint)
     return parse(text)
 
 

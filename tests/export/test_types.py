@@ -75,7 +75,7 @@ def test_layout_of_the_parameters_is_the_bindings():
     assert ctypes.sizeof(dry_run.QuantizeParams) == ctypes.sizeof(theirs)
     for field, *_ in dry_run.QuantizeParams._fields_:
         assert getattr(dry_run.QuantizeParams, field).offset == getattr(theirs, field).offset, field
-    assert dry_run.TYPE_COUNT == llama_cpp.llama_model_quantize_default_params().output_tensor_type
+    assert llama_cpp.llama_model_quantize_default_params().output_tensor_type == dry_run.TYPE_COUNT
 
 
 def test_the_mixture_of_q4_k_m():
@@ -160,12 +160,12 @@ def test_rows_that_do_not_fill_blocks_fall_back_and_are_reported():
 
 def test_an_explicit_type_that_cannot_hold_the_rows_is_refused():
     """Here llama.cpp would abort, or write what cannot be loaded."""
-    with pytest.raises(UsageError, match="token_embd.weight: rows of 576, Q6_K needs a multiple of 256"):
+    with pytest.raises(UsageError, match=r"token_embd\.weight: rows of 576, Q6_K needs a multiple of 256"):
         choose("Q4_0", {"hidden": 576}, token_embedding_type="Q6_K")
 
 
 def test_very_low_bits_need_an_importance_matrix():
-    with pytest.raises(UsageError, match="IQ2_XS needs an importance matrix: blk.0.* becomes") as raised:
+    with pytest.raises(UsageError, match=r"IQ2_XS needs an importance matrix: blk\.0.* becomes") as raised:
         choose("IQ2_XS")
     assert "--imatrix" in raised.value.hint
     _, tensors = model()

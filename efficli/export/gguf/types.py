@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -166,7 +167,11 @@ def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequ
 
 
 def _write_header(path: Path, metadata: Metadata, tensors: list[OutTensor]) -> None:
-    """A file with our metadata and F32 tensors whose data is a hole; the vocabulary is left out, only its size told."""
+    """A file with our metadata and F32 tensors of two rows, their data a hole; of the vocabulary only the size is told.
+
+    llama.cpp looks at names, columns and the number of axes longer than one. It maps the file: with all rows, a large
+    model would not fit an address space that is limited.
+    """
     arch = metadata["general.architecture"].value
     kept = {
         key: value
@@ -176,7 +181,8 @@ def _write_header(path: Path, metadata: Metadata, tensors: list[OutTensor]) -> N
     if f"{arch}.vocab_size" not in kept:
         rows = [t.shape[0] for t in tensors if t.name == "token_embd.weight"]
         kept[f"{arch}.vocab_size"] = u32(rows[0] if rows else 1)
-    stored = [StoredTensor(t.name, t.shape, TYPE_IDS["F32"], t.num_elements * 4) for t in tensors]
+    shapes = {t.name: (*(min(n, 2) for n in t.shape[:-1]), t.shape[-1]) for t in tensors}
+    stored = [StoredTensor(name, shape, TYPE_IDS["F32"], 4 * prod(shape)) for name, shape in shapes.items()]
     layout = lay_out(kept, stored)
     with path.open("wb") as file:
         file.write(layout.head)
