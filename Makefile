@@ -19,12 +19,12 @@ $(VENV)/.run: pyproject.toml constraints.txt scripts/install-llama.sh
 	@echo "set-up: llama-cpp-python (built once in about 2 minutes, then taken from a cache)"
 	@bash scripts/install-llama.sh $(BIN)/python
 	@echo "set-up: efficli and what it runs on"
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[gguf]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	@echo "set-up: torch, transformers and the test tools"
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.run  ## the main job on the checkpoint that comes with efficli

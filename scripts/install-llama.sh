@@ -44,11 +44,11 @@ if ! compgen -G "$cache/*.whl" >/dev/null; then
   printf 'set(LLAMA_BUILD_COMMON OFF)\n' >"$work/nocommon.cmake"
   export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
   export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_UNITY_BUILD=ON -DCMAKE_PROJECT_INCLUDE=$work/nocommon.cmake -DGGML_NATIVE=OFF ${flags[*]:-}"
-  "$python" -m pip wheel -q --no-deps --no-cache-dir --no-binary llama-cpp-python -w "$work/wheel" "llama-cpp-python==$version"
+  "$python" -m pip wheel -qq --no-deps --no-cache-dir --no-binary llama-cpp-python -w "$work/wheel" "llama-cpp-python==$version"
   mkdir -p "$cache"
   # Whole or absent: another set-up may be looking at the same moment.
   mv "$work"/wheel/llama_cpp_python-*.whl "$work/"
   cp "$work"/llama_cpp_python-*.whl "$cache/.partial-$$"
   mv "$cache/.partial-$$" "$cache/$(basename "$work"/llama_cpp_python-*.whl)"
 fi
-"$python" -m pip install -q --no-deps --force-reinstall "$cache"/llama_cpp_python-*.whl
+"$python" -m pip install -qq --no-deps --force-reinstall "$cache"/llama_cpp_python-*.whl
