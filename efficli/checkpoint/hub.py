@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from efficli.checkpoint.shards import INDEX, SINGLE, read_index
@@ -32,7 +34,8 @@ def fetch(repository: str, revision: str | None) -> Path:
     if not single.exists() and index.exists():
         _snapshot(repository, commit, [glob.escape(name) for name in sorted(set(read_index(folder).values()))])
     elif not single.exists():
-        _snapshot(repository, commit, [SINGLE])
+        # config.json is there: huggingface_hub prints a warning if a pattern matches nothing at all
+        _snapshot(repository, commit, ["config.json", SINGLE])
     return folder
 
 
@@ -60,16 +63,20 @@ def cache_folder() -> Path:
 def _snapshot(
     repository: str, revision: str | None, patterns: Sequence[str], ignore: Sequence[str] | None = None
 ) -> Path:
-    """huggingface_hub's snapshot folder; its exceptions become lines that a user can act on."""
+    """huggingface_hub's snapshot folder; its exceptions become lines that a user can act on.
+
+    Without `ignore` these are the weights of a model whose small files are here.
+    """
     from huggingface_hub import errors, snapshot_download
 
     try:
-        found = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=None if ignore is None else list(ignore),
-        )
+        with _bars_on_terminals_only():
+            found = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=None if ignore is None else list(ignore),
+            )
     except errors.GatedRepoError:
         hint = f"accept its terms at https://huggingface.co/{repository}, then set HF_TOKEN"
         raise CheckpointError("access to this model is restricted", where=repository, hint=hint) from None
@@ -78,7 +85,11 @@ def _snapshot(
     except errors.RepositoryNotFoundError:
         raise NotOnHubError(repository) from None
     except errors.LocalEntryNotFoundError as error:
-        raise _not_reached(repository, revision, error) from None
+        partial = getattr(error, "snapshot_path", None)  # IncompleteSnapshotError, since huggingface_hub 2
+        if partial and ignore is not None:
+            # another program fetched less than we would: whoever needs what is missing says so
+            return Path(partial)
+        raise _not_reached(repository, revision, weights=ignore is None) from None
     except errors.HfHubHTTPError as error:
         raise CheckpointError(f"the hub answered: {_first_line(error)}", where=repository) from None
     except (OSError, ValueError) as error:
@@ -93,12 +104,27 @@ class NotOnHubError(CheckpointError):
         super().__init__(f"no such checkpoint: {repository}", hint="if it is private, set HF_TOKEN")
 
 
-def _not_reached(repository: str, revision: str | None, error: Exception) -> CheckpointError:
-    """The line for a model that is not (wholly) cached and cannot be fetched."""
-    from huggingface_hub import constants, errors
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """huggingface_hub draws its progress bars on anything: keep them out of log files."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _not_reached(repository: str, revision: str | None, weights: bool) -> CheckpointError:
+    """The line for a model that is not cached, or whose `weights` are not, and cannot be fetched."""
+    from huggingface_hub import constants
 
     offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "there is no network"
-    if isinstance(error, errors.IncompleteSnapshotError):
+    if weights:
         return CheckpointError(f"only in part in the Hugging Face cache, and {offline}", where=repository)
     word = repository if revision is None else f"{repository}@{revision}"
     return NotCachedError(f"{word} is not in the Hugging Face cache, and {offline}")

@@ -31,6 +31,8 @@ def locate(model: str | Path, revision: str | None = None) -> Place:
         if not root.is_dir():
             raise CheckpointError(f"{word!r} is not part of this installation", hint="reinstall efficli")
         return Place(root, word)
+    if not word:  # Path("") would be the current directory
+        raise CheckpointError("no such checkpoint: ''", hint=suggest(word))
     path = Path(word).expanduser()
     if _is_directory(path):
         if revision is not None:

@@ -100,5 +100,5 @@ def _no_weights(root: Path) -> CheckpointError | SecurityError | UnsupportedErro
         hint = "merge it into its base model first (peft: merge_and_unload, then save_pretrained)"
         return UnsupportedError("this is an adapter, not a whole model", where=root.name, hint=hint)
     others = [name for name in names if name.endswith(".safetensors")]
-    found = f"found {', '.join(others[:3])}: rename it, or add {INDEX}" if others else None
+    found = f"found {', '.join(others[:3])}: rename it, or add {INDEX}" if others else "convert pickles to safetensors"
     return CheckpointError(f"neither {SINGLE} nor {INDEX} found", where=root.name, hint=found)
