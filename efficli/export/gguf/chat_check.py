@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from efficli.chat import render
@@ -12,10 +12,11 @@ from efficli.export.gguf.vocab_source import read_source
 from efficli.export.gguf.vocab_special import read_chat_templates
 
 _USER = {"role": "user", "content": "Hello"}
-_TRIED: tuple[tuple[Mapping[str, Any], ...], ...] = (
+_SIMPLEST: tuple[Mapping[str, Any], ...] = (_USER,)
+_TRIED = (
     ({"role": "system", "content": "Be brief."}, _USER, {"role": "assistant", "content": "Hi."}, _USER),
     (_USER, {"role": "assistant", "content": "Hi."}, _USER),
-    (_USER,),
+    _SIMPLEST,
     ({"role": "user", "content": [{"type": "text", "text": "Hello"}]},),
 )
 """Conversations, from the most to the least demanding: not every template takes a system message."""
@@ -33,7 +34,7 @@ def check_chat_templates(ckpt: Checkpoint) -> list[str]:
     specials = {name: text for name, text in texts.items() if text is not None}
     notes = []
     for name, template in read_chat_templates(ckpt, source).items():
-        error = _try(template, specials)
+        error = _try(template, specials, _TRIED if name == "default" else (_SIMPLEST,))
         if error is not None and name == "default":
             raise CheckpointError(error.message, where=ckpt.name, hint="correct chat_template, or remove it") from error
         if error is not None:
@@ -41,14 +42,16 @@ def check_chat_templates(ckpt: Checkpoint) -> list[str]:
     return notes
 
 
-def _try(template: str, specials: Mapping[str, str]) -> CheckpointError | None:
+def _try(
+    template: str, specials: Mapping[str, str], conversations: Sequence[Sequence[Mapping[str, Any]]]
+) -> CheckpointError | None:
     """None if the template renders any of the conversations; else what it said to the simplest."""
     said = None
-    for conversation in _TRIED:
+    for conversation in conversations:
         try:
             render(template, [conversation], specials=specials, add_generation_prompt=True)
         except CheckpointError as error:
-            said = error if said is None or conversation is _TRIED[2] else said
+            said = error if said is None or conversation is _SIMPLEST else said
         else:
             return None
     return said

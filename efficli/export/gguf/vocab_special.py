@@ -47,7 +47,7 @@ def read_specials(ckpt: Checkpoint, source: Source, size: int) -> Specials:
     texts.setdefault("eos", texts.get("sep", ""))
     _post_process(source, texts, out)
     for name, text in texts.items():
-        if text in ids:
+        if text and text in ids:
             out.ids[name] = ids[text]
     config: Mapping[str, Any] = ckpt.config
     for holder in (config, config.get("text_config") or {}):
