@@ -123,7 +123,7 @@ def _not_reached(repository: str, revision: str | None, weights: bool) -> Checkp
     """The line for a model that is not cached, or whose `weights` are not, and cannot be fetched."""
     from huggingface_hub import constants
 
-    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "there is no network"
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no network"
     if weights:
         return CheckpointError(f"only in part in the Hugging Face cache, and {offline}", where=repository)
     word = repository if revision is None else f"{repository}@{revision}"
