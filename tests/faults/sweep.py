@@ -61,6 +61,9 @@ class Sweep:
         module, _, name = plan.writer.partition(":")
         self.write: Writer = getattr(importlib.import_module(module), name)
         self.old = self._sample("old") if plan.previous else {}
+        self.kept = folder.with_name("old")
+        if plan.previous:
+            self.out.rename(self.kept)
         self.new = self._sample("new")
         self.inputs = fingerprint(Path(plan.inputs)) if plan.inputs else None
         self.corrupt: list[str] = []
@@ -84,7 +87,7 @@ class Sweep:
     def _prepare(self) -> None:
         self._clear()
         if self.plan.previous:
-            self.write(self.out, "old")
+            shutil.copytree(self.kept, self.out)
 
     def run(self) -> dict[str, object]:
         """Every fault at every point."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from efficli.artifact import atomic, draft, writing
+from efficli.export.gguf.verify import Verified
 
 
 def _files(text: str) -> dict[str, bytes]:
@@ -59,3 +60,25 @@ def two_renames(out: Path, text: str) -> None:
     if out.exists():
         shutil.rmtree(out)
     temporary.rename(out)
+
+
+def export(out: Path, text: str) -> None:
+    """A real export; "old" and "new" differ in the type. What only reads (loading, token ids) is left out here, as it
+    changes no file; `export_whole` has it."""
+    with (
+        mock.patch("efficli.pipeline.run.verify_file", _not_verified),
+        mock.patch("efficli.pipeline.run.compare_tokens", lambda path, ckpt, progress: []),
+    ):
+        export_whole(out, text)
+
+
+def export_whole(out: Path, text: str) -> None:
+    """A real export with everything but the certificate: its children load the file and compare token ids."""
+    import efficli
+
+    types = {"old": ("Q4_0",), "new": ("Q8_0", "F16")}[text]
+    efficli.export(os.environ["SWEEP_MODEL"], out, types=types, certificate=False, force=True, threads=1)
+
+
+def _not_verified(path: Path, *, threads: int | None = None, progress: object = None) -> Verified:
+    return Verified(architecture="llama", tokens=(), text="", embedding=False, seconds=0.0)
