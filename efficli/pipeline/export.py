@@ -13,7 +13,9 @@ from pathlib import Path
 
 from efficli import __version__
 from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.checkpoint.locate import EMBEDDED
 from efficli.errors import CheckpointError, UsageError
+from efficli.export.gguf.imatrix import read_imatrix
 from efficli.export.gguf.job import any_imatrix, prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.pipeline.result import ExportResult, planned
@@ -127,16 +129,15 @@ def find_origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpo
     told = None if ckpt.sidecar is None else ckpt.sidecar.origin
     if told is None:
         return ckpt
-    reason = "the checkpoint does not say where it is"
-    if told.model is not None:
-        try:
-            origin = open_checkpoint(told.model, revision=told.revision)
-        except CheckpointError as error:
-            reason = error.line
-        else:
-            if origin.fingerprint(progress) == told.fingerprint:
-                return origin
-            reason = f"{told.model} has changed since"
+    if told.model is None:
+        reason = "the checkpoint does not say where it is"
+    elif told.model not in EMBEDDED and not Path(told.model).is_dir():
+        reason = f"{told.model} is not here, and is not downloaded for this"
+    else:
+        origin = open_checkpoint(told.model)
+        if origin.fingerprint(progress) == told.fingerprint:
+            return origin
+        reason = f"{told.model} has changed since"
     if recipe.strict:
         raise CheckpointError(f"origin absent: {reason}", where=ckpt.name, hint="name it with --base MODEL")
     progress.note(f"origin absent: {reason}; name it with --base MODEL")
@@ -144,8 +145,6 @@ def find_origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpo
 
 
 def _requests(recipe: Recipe) -> list[TypeRequest]:
-    if options_imatrix := recipe.export.imatrix not in (None,"auto"):
-        from efficli.export.gguf.imatrix import read_imatrix
     options = recipe.export
     imatrix = None if options.imatrix in (None, "auto") else read_imatrix(Path(str(options.imatrix)))
     overrides = []

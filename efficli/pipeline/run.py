@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,21 +15,28 @@ from typing import Any
 from efficli import __version__
 from efficli.artifact import FileRecord, draft
 from efficli.bench.origin import torch_is_installed
-from efficli.bench.quality import Certificate, certify
+from efficli.bench.quality import Certificate, certify_all
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.fingerprint import fingerprint_of
+from efficli.data import committed
 from efficli.export.card import Row, carry_along, write_card
+from efficli.export.gguf.imatrix import Imatrix, compute_imatrix, means
 from efficli.export.gguf.job import GgufJob, compare_tokens, prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.export.gguf.verify import Verified, verify_file
 from efficli.export.gguf.vocab_check import SourceTokenizer
 from efficli.export.gguf.writer import WrittenFile, write_files
+from efficli.ops.storage import remove_tree
 from efficli.pipeline.result import ExportResult
 from efficli.progress import Progress, Silent
 from efficli.recipe import Recipe
 
 PACKAGES = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "torch", "transformers")
 """Versions that the manifest names, where they are installed."""
+
+CALIBRATION = ("calibration-code", "calibration-prose")
+IMATRIX_CHUNK, IMATRIX_CHUNKS = 512, 256
+"""Tokens of a chunk, and chunks at most, of the text that `--imatrix auto` runs the model over."""
 
 OVERHEAD_BYTES = 1 << 20
 """Room for manifest, card and sums when free space is checked."""
@@ -71,8 +78,7 @@ class ExportRun:
         scratch = 4 * self.job.num_weights * (self._runs_origin_by_llama or self.recipe.export.imatrix == "auto")
         inputs = [self.job.checkpoint.root, *([self.origin.root] if self.origin else [])]
         with draft(result.output, inputs=inputs, needs_bytes=needs + scratch, force=force) as drafted:
-            end = ExitStack()  # on an error the draft removes everything
-            work = Path(end.enter_context(tempfile.TemporaryDirectory(prefix="work-", dir=drafted.path)))
+            work = Path(tempfile.mkdtemp(prefix="work-", dir=drafted.path))  # on an error the draft removes it
             written, base = self._write_files(drafted.path, work)
             verified, rows = self._load(written)
             certificates = self._certify(written, base)
@@ -82,7 +88,7 @@ class ExportRun:
                 for file, w, v, c in zip(result.files, written, verified, certificates, strict=True)
             )
             result = replace(result, files=files, report=report)
-            end.close()
+            remove_tree(work)
             self._describe(drafted.path, result)
             with self.clock("publish"):
                 hashed = [FileRecord(w.path.name, w.nbytes, w.sha256) for w in written]
@@ -94,13 +100,13 @@ class ExportRun:
         job = self.job
         if self.recipe.export.imatrix == "auto":
             with self.clock("imatrix"):
-                job = job.with_imatrix(auto_imatrix(job, work, threads=self.threads, progress=self.progress))
+                job = job.with_imatrix(self._compute_imatrix(work))
         files = [(folder / file.name, job.metadata, file.choice) for file in job.files]
         base = None
         if self._runs_origin_by_llama and self.origin is not None:
             base = work / "origin-f32.gguf"
             other = self.origin.root != job.checkpoint.root
-            whole = self._prepare_f32(self.origin) if other else self._prepare_f32(job.checkpoint)
+            whole = self._prepare(self.origin, "F32")
             target = (base, whole.metadata, whole.files[0].choice)
             if other:
                 write_files(self.origin, whole.tensors, [target], threads=self.threads, progress=self.progress)
@@ -110,9 +116,30 @@ class ExportRun:
             written = write_files(job.checkpoint, job.tensors, files, threads=self.threads, progress=self.progress)
         return written[: len(job.files)], base
 
-    def _prepare_f32(self, ckpt: Checkpoint) -> GgufJob:
+    def _compute_imatrix(self, work: Path) -> Imatrix:
+        """The importance matrix on the calibration slices; the model runs from a file in its own precision."""
+        ckpt = self.job.checkpoint
+        dtypes = {tensor.dtype for tensor in ckpt.tensors.values()}
+        kind = dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
+        exact = self._prepare(ckpt, kind)
+        path = work / exact.files[0].name
+        target = (path, exact.metadata, exact.files[0].choice)
+        write_files(ckpt, exact.tensors, [target], threads=self.threads, progress=self.progress)
+        sums = compute_imatrix(
+            path,
+            "\n".join(committed(name) for name in CALIBRATION),
+            chunk=min(IMATRIX_CHUNK, self.job.shape.max_positions),
+            max_chunks=IMATRIX_CHUNKS,
+            threads=self.threads,
+            progress=self.progress,
+        )
+        path.unlink()
+        return means(sums)
+
+    def _prepare(self, ckpt: Checkpoint, kind: str) -> GgufJob:
+        """An export of `ckpt` in one of the unquantized types."""
         pre = self.recipe.export.pre_tokenizer
-        return prepare(ckpt, [TypeRequest(type="F32")], own={}, pre_tokenizer=pre, progress=Silent())
+        return prepare(ckpt, [TypeRequest(type=kind)], own={}, pre_tokenizer=pre, progress=Silent())
 
     def _load(self, written: Sequence[WrittenFile]) -> tuple[list[Verified], list[str]]:
         """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""
@@ -130,20 +157,17 @@ class ExportRun:
             return [None] * len(written)
         with self.clock("certificate"):
             ids = SourceTokenizer(self.job.checkpoint)
-            certificates = [
-                certify(
-                    w.path,
-                    base or self.origin,
-                    text=options.text,
-                    ctx=options.ctx_size,
-                    seed=self.recipe.seed,
-                    threads=self.threads,
-                    tokenize=lambda text: ids.ids(text, add_special=False, parse_special=False),
-                    origin_name=None if self.origin is None else self.origin.name,
-                    progress=self.progress,
-                )
-                for w in written
-            ]
+            certificates = certify_all(
+                [w.path for w in written],
+                base or self.origin,
+                text=options.text,
+                ctx=options.ctx_size,
+                seed=self.recipe.seed,
+                threads=self.threads,
+                tokenize=lambda text: ids.ids(text, add_special=False, parse_special=False),
+                origin_name=None if self.origin is None else self.origin.name,
+                progress=self.progress,
+            )
         for certificate in certificates:
             certificate.check(gates.max_kld, gates.min_top1)
         return list(certificates)
@@ -170,7 +194,7 @@ class ExportRun:
         fingerprint = fingerprint_of(ckpt.config, hashes)
         origin = ckpt.sidecar.origin if ckpt.sidecar else None
         return {
-            "kind": "gguf",
+            "format": "gguf",
             "tool": {"name": "efficli", "version": __version__},
             "versions": {name: found for name in PACKAGES if (found := _version(name))},
             "source": {"name": ckpt.name, "revision": ckpt.revision, "fingerprint": fingerprint},

@@ -174,7 +174,7 @@ def train(work: Path, plan: Plan, shape: Shape, init: Path | None, device: str, 
                 for group in rule.param_groups:
                     group["lr"] = peak * plan.rate(done)
             loss = step_loss(batches.batch(plan.batch, plan.sequence(done)).to(device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for rule in rules:
                 rule.step()
