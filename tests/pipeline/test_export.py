@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
 
 import efficli
-import pytest
 from efficli.artifact import read_artifact
 from efficli.checkpoint import open_checkpoint
 from efficli.checkpoint.sidecar import Origin, Sidecar, write_sidecar
-from efficli.errors import CheckpointError, GateError, OutputError, UnsupportedError, UsageError
+from efficli.errors import CheckpointError, GateError, OutputError, SecurityError, UnsupportedError, UsageError
 from efficli.progress import Silent
-from gguf import GGUFReader
-
 from tests.light import light_site, run_light
 from tests.lost_nothing import fingerprint as tree_hash
 from tests.pico import TEXT, write_llama
@@ -150,3 +149,11 @@ def test_absent_origin_is_said_and_an_error_under_strict(checkpoint, tmp_path):
 def test_a_type_twice_is_refused(checkpoint, tmp_path):
     with pytest.raises(UsageError, match="Q8_0 is asked for twice"):
         efficli.export(checkpoint, tmp_path / "out", types=("Q8_0", "q8_0"))
+
+
+def test_a_chat_template_that_never_ends_is_refused(tmp_path):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    checkpoint = write_llama(tmp_path / "pico", chat_template=endless)
+    with pytest.raises(SecurityError, match="did not render"):
+        efficli.export(checkpoint, tmp_path / "out", types=("Q8_0",), certificate=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["pico"]

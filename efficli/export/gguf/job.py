@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UnsupportedError, UsageError
+from efficli.export.gguf.chat_check import check_chat_templates
 from efficli.export.gguf.general import file_name, general_metadata, model_card
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, string
@@ -89,6 +90,7 @@ def prepare(
     shape = read_shape(ckpt.config)
     arch = shape.facts.gguf_arch
     vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
+    templates = check_chat_templates(ckpt)
     model, tensors, report = layout(shape, ckpt, strict=strict, progress=progress)
     num_weights = sum(t.num_elements for t in tensors)
     experts = sum(t.num_elements for t in tensors if t.transform == "stack")
@@ -126,7 +128,7 @@ def prepare(
         metadata=metadata,
         tensors=tuple(tensors),
         files=tuple(files),
-        report=(*ckpt.notes, *model_card(ckpt).notes, *report, *vocab.notes),
+        report=(*ckpt.notes, *model_card(ckpt).notes, *report, *vocab.notes, *templates),
     )
 
 
