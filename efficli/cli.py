@@ -1,4 +1,4 @@
-"""The command line: signatures and help only. Each command parses, calls one public function and prints what it says."""
+"""The command line: signatures and help only. Each command calls one public function and prints what it says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a command line asks for. It runs after Typer has returned: inside, Typer hides interrupts and closed pipes."""
+    """What a command line asks for. Runs after Typer has returned: inside, Typer hides interrupts and closed pipes."""
 
     terminal: Terminal
     work: Callable[[], None]

@@ -35,7 +35,7 @@ def findings(root: Path = ROOT) -> Iterator[str]:
 
 def _functions(tree: ast.Module, name: str, owner: str = "") -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        inside = f"{owner}{node.name}" if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else ""
+        inside = f"{owner}{getattr(node, 'name', '')}"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = _length(node, f"{name}:{inside}" in TABLES_AND_SIGNATURES)
             if length > MAX_FUNCTION_LINES:

@@ -67,4 +67,5 @@ def compare(arguments: list[str], pairs: int = 7) -> tuple[float, float, float]:
 if __name__ == "__main__":
     for words in ([], ["export"], ["try"]):
         mine, other, by = compare(words)
-        print(f"efficli {' '.join([*words, '--help']):16} {mine * 1e3:4.0f} ms  bare Typer {other * 1e3:4.0f} ms  ratio {by:.2f}")
+        name = " ".join(["efficli", *words, "--help"])
+        print(f"{name:22} {mine * 1e3:4.0f} ms, bare Typer {other * 1e3:4.0f} ms, ratio {by:.2f}")

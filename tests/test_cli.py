@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli_docs import PAGE, page
-from tests.pico import write_llama
 
 import efficli.pipeline
 from efficli import cli, errors
+from tests.cli_docs import PAGE, page
+from tests.pico import write_llama
 
 EFFICLI = [sys.executable, "-m", "efficli"]
 
@@ -49,10 +49,18 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
         ("exprot", "no such command 'exprot'", "did you mean 'export'?"),
         ("export m --typ x", "no such option: --typ (Possible options: --output, --type)", "efficli export --help"),
         ("export m", "missing option '--output' / '-o'", "efficli export --help"),
-        ("try a -p x -n 0", "invalid value for '--n-gen' / '-n': Input should be greater than or equal to 1", "efficli try --help"),
-        ("export m -o o --tensor-type attn", "--tensor-type 'attn', expected REGEX=TYPE", "--tensor-type 'attn_v=Q6_K'"),
+        (
+            "try a -p x -n 0",
+            "invalid value for '--n-gen' / '-n': Input should be greater than or equal to 1",
+            "efficli try --help",
+        ),
+        (
+            "export m -o o --tensor-type attn",
+            "--tensor-type 'attn', expected REGEX=TYPE",
+            "--tensor-type 'attn_v=Q6_K'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_usage_errors_are_one_line_and_a_hint(capsys, words, line, hint):
     assert run(capsys, *words.split()) == (2, "", f"error: {line}\nhint: {hint}\n")
 
@@ -125,16 +133,24 @@ def test_completion_names_the_commands():
         (errors.CheckpointError("a", where="b", hint="c"), 1, "error: b: a\nhint: c\n"),
         (errors.OutputError("/out is not writable"), 1, "error: /out is not writable\n"),
         (errors.UsageError("a"), 2, "error: a\n"),
-        (errors.GateError("mean is 3, expected at most 2 (--max-kld)"), 3, "error: mean is 3, expected at most 2 (--max-kld)\n"),
+        (
+            errors.GateError("mean is 3, expected at most 2 (--max-kld)"),
+            3,
+            "error: mean is 3, expected at most 2 (--max-kld)\n",
+        ),
         (errors.FitError("needs 812 MB, 1 MB free on /out"), 4, "error: needs 812 MB, 1 MB free on /out\n"),
-        (errors.MissingExtra("llama-cpp-python", "gguf"), 5, "error: this needs llama-cpp-python\nhint: pip install 'efficli[gguf]'\n"),
+        (
+            errors.MissingExtra("llama-cpp-python", "gguf"),
+            5,
+            "error: this needs llama-cpp-python\nhint: pip install 'efficli[gguf]'\n",
+        ),
         (errors.SecurityError("refusing pickle"), 6, "error: refusing pickle\n"),
         (MemoryError(), 4, None),
         (KeyboardInterrupt(), 130, "interrupted; nothing was changed\n"),
         (BrokenPipeError(), 0, ""),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else "",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("as_json", [False, True])
 def test_each_error_has_its_code_and_its_line(capsys, monkeypatch, error, code, stderr, as_json):
     monkeypatch.setattr(efficli.pipeline, "export", raising(error))

@@ -42,7 +42,11 @@ def test_there_are_shipped_recipes():
         (HEAD + "export:\n  tpye: Q4_0\n", "recipe.yaml:4: unknown key 'export.tpye'", "did you mean 'type'?"),
         (HEAD + "gates:\n  max-kld: 1\n", "recipe.yaml:4: unknown key 'gates.max-kld'", "did you mean 'max_kld'?"),
         (HEAD + "model: n\n", "recipe.yaml:3: duplicate key 'model' (first on line 2)", None),
-        (HEAD + "export:\n  pure: no\n", "recipe.yaml:4: export.pure: 'no' is a word, expected true or false", "pure: false"),
+        (
+            HEAD + "export:\n  pure: no\n",
+            "recipe.yaml:4: export.pure: 'no' is a word, expected true or false",
+            "pure: false",
+        ),
         (HEAD + "gates: {max_kld: 1e999}\n", "recipe.yaml:3: '1e999' is not a finite number", None),
         (HEAD + "gates: {max_kld: .nan}\n", "recipe.yaml:3: '.nan' is not a finite number", None),
         (HEAD + "seed: 1.5\n", "recipe.yaml:3: seed: 1.5, expected integer", None),
@@ -80,7 +84,9 @@ def test_an_alias_bomb_is_refused_at_once():
     assert time.process_time() - begin < 2
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: " * 300, "{" * 100_000, "a:\n" + " " * 10 + "- b\n c", "a: \x01", "a: *b", "%TAG"])
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "a: " * 300, "{" * 100_000, "a:\n" + " " * 10 + "- b\n c", "a: \x01", "a: *b", "%TAG"]
+)
 def test_malformed_yaml_is_one_usage_error(text):
     assert error_of(text)[0].startswith("recipe.yaml")
 
@@ -90,7 +96,7 @@ def test_a_large_file_is_refused_unread():
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(UsageError, match="no such recipe: .*nothing.yaml"):
+    with pytest.raises(UsageError, match=r"no such recipe: .*nothing\.yaml"):
         load(tmp_path / "nothing.yaml")
 
 
@@ -105,7 +111,7 @@ words = st.text(min_size=1, max_size=12).filter(lambda w: w.isprintable()) | st.
 
 
 @settings(deadline=None, max_examples=150)
-@given(model=words, kind=words, pattern=words, base=st.none() | words, kld=st.none() | st.floats(0, 10), pure=st.booleans())
+@given(words, words, words, st.none() | words, st.none() | st.floats(0, 10), st.booleans())
 def test_a_command_line_is_a_recipe_and_reads_back_equal(model, kind, pattern, base, kld, pure):
     recipe = Recipe.from_export(
         model=model, types=(kind, "Q8_0"), tensor_types=((pattern, kind),), base=base, max_kld=kld, pure=pure

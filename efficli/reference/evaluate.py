@@ -115,7 +115,7 @@ def parse_share(model: Llama, tokenizer: Tokenizer, code: str) -> tuple[float, l
         whole = whole_statements(prompt + completion)
         good = len(whole) > len(prompt) and _parses(whole)
         samples.append({"prompt": prompt, "completion": completion, "parses": good})
-    return sum(s["parses"] for s in samples) / len(samples), samples
+    return sum(bool(s["parses"]) for s in samples) / len(samples), samples
 
 
 def plot(log: Path, out: Path) -> None:

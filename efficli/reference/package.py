@@ -79,7 +79,7 @@ def save_checkpoint(weights: dict[str, torch.Tensor], shape: Shape, tokenizer: P
     (folder / "model.safetensors").chmod(0o644)
     chat = shape == TWIN
     end = TURNS[1] if chat else END
-    end_id = int(Tokenizer.from_file(str(tokenizer)).token_to_id(end))
+    end_id = Tokenizer.from_file(str(tokenizer)).token_to_id(end)
     config = shape.to_config() | {"eos_token_id": end_id}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
