@@ -25,7 +25,8 @@ FIGURES: Mapping[str, str] = {
 def table(rows: Sequence[tuple[str, int, Mapping[str, float | None]]]) -> tuple[list[str], list[list[str]]]:
     """Heading and lines, from (text, n, figures) of each text."""
     heading = ["", *(name for name, _, _ in rows)]
-    lines = [["positions", *(str(n) for _, n, _ in rows)]]
+    embeddings = any("cosine_mean" in figures for _, _, figures in rows)
+    lines = [["texts" if embeddings else "positions", *(str(n) for _, n, _ in rows)]]
     for key, label in FIGURES.items():
         if any(figures.get(key) is not None for _, _, figures in rows):
             lines.append([label, *(_cell(figures.get(key), figures.get(f"{key}_stderr")) for _, _, figures in rows)])

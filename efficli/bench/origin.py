@@ -146,7 +146,7 @@ class TorchWriter:
     def spell(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without control tokens; an unfinished character at the end is left out."""
         # SentencePiece drops the space of the first token it decodes: the prompt's last one goes before
-        return self._decode([*self._before, *tokens]).removeprefix(self._decode(self._before)).rstrip("\ufffd")
+        return self._decode([*self._before, *tokens]).removeprefix(self._decode(self._before)).removesuffix("\ufffd")
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -85,7 +85,7 @@ class Certificate:
         return value
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, six significant digits, for `efficli.json`."""
+        """Plain data, for `efficli.json`."""
         data = asdict(self)
         data["texts"], data["notes"] = [dict(text) for text in self.texts], list(self.notes)
         data["rows"] = [row.to_json() for row in self.rows]
@@ -224,5 +224,5 @@ def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Che
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six significant digits: what is left of a difference in the last bit of a sum is not a difference of bytes."""
-    return value if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+    """Eight significant digits: a difference in the last bit of a sum is not a difference of bytes."""
+    return value if value is None or not math.isfinite(value) else float(f"{value:.8g}")
