@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,17 @@ from pathlib import Path
 import yaml
 
 from efficli.checkpoint import Checkpoint
+from efficli.checkpoint.files import read_bytes
+from efficli.ops.storage import write_file
 
 CARRIED = ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 """Files of the checkpoint that go with every copy of its weights."""
 
 SOURCE_CARD = "SOURCE_MODEL_CARD.md"
 """What the checkpoint's own README.md is called in the artifact."""
+
+MAX_BYTES = 1 << 26
+"""A larger licence or card is an error: it is something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def carry_along(ckpt: Checkpoint, folder: Path) -> list[str]:
     for name, target in [*((n, n) for n in CARRIED), ("README.md", SOURCE_CARD)]:
         source = ckpt.file(name)
         if source is not None:
-            shutil.copyfile(source, folder / target)
+            write_file(folder / target, read_bytes(source, name, MAX_BYTES))
             written.append(target)
     return written
 
@@ -60,4 +64,4 @@ def write_card(
         lines += ["", "What to know:", "", *(f"- {row}" for row in report)]
     if (folder / SOURCE_CARD).exists():
         lines += ["", f"The source's own card is [{SOURCE_CARD}]({SOURCE_CARD})."]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(folder / "README.md", "\n".join(lines) + "\n")

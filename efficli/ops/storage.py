@@ -45,6 +45,13 @@ def writing(path: Path) -> Iterator[None]:
         raise write_error(error, path) from error
 
 
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a small file; text as UTF-8, with escapes for what a file name held that is no text. OutputError."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    with writing(path):
+        path.write_bytes(data)
+
+
 def write_error(error: OSError, path: Path) -> OutputError:
     """The line for an error that writing `path` met; the artifact that was there before is mentioned by `draft`."""
     cause = CAUSES.get(error.errno or 0) or error.strerror or str(error)

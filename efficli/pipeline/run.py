@@ -27,6 +27,7 @@ from efficli.export.gguf.verify import Verified, verify_file
 from efficli.export.gguf.vocab_check import SourceTokenizer
 from efficli.export.gguf.writer import WrittenFile, write_files
 from efficli.ops.storage import remove_tree
+from efficli.ops.storage import write_file
 from efficli.pipeline.result import ExportResult
 from efficli.progress import Progress, Silent
 from efficli.recipe import Recipe
@@ -174,7 +175,7 @@ class ExportRun:
 
     def _describe(self, folder: Path, result: ExportResult) -> None:
         """Recipe, licence, model card and card."""
-        (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        write_file(folder / "recipe.yaml", self.recipe.to_yaml())
         ckpt = self.job.checkpoint
         carry_along(ckpt, folder)
         rows = [
