@@ -15,8 +15,8 @@ from efficli.ops.child import run_child
 from efficli.ops.llama import LlamaFile
 from efficli.progress import Progress
 
-PROMPT = "The quick brown fox jumps over the lazy dog"
-NUM_TOKENS = 8
+PROMPT = "The quick brown fox"
+NUM_TOKENS = 6
 _CTX = 64
 
 
@@ -49,7 +49,7 @@ def verify_file(
     timeout_s: float | None = 600.0,
     progress: Progress | None = None,
 ) -> Verified:
-    """Load the file with llama.cpp in a child process and decode 8 tokens greedily; an embedding model embeds a text.
+    """Load the file with llama.cpp in a child process and decode 6 tokens greedily; an embedding model embeds a text.
 
     `expected_ids`: text -> token ids without special tokens, compared with the file's tokenizer. UnsupportedError: the
     runtime crashed or refused the file, computed something that is not finite, or tokenizes differently.
