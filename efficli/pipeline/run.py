@@ -26,8 +26,7 @@ from efficli.export.gguf.types import TypeRequest
 from efficli.export.gguf.verify import Verified, verify_file
 from efficli.export.gguf.vocab_check import SourceTokenizer
 from efficli.export.gguf.writer import WrittenFile, write_files
-from efficli.ops.storage import remove_tree
-from efficli.ops.storage import write_file
+from efficli.ops.storage import remove_tree, write_file
 from efficli.pipeline.result import ExportResult
 from efficli.progress import Progress, Silent
 from efficli.recipe import Recipe

@@ -21,6 +21,7 @@ from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import array, string, u32
 from efficli.export.gguf.parse import GgufHeader, read_gguf
 from efficli.ops.child import run_child
+from efficli.ops.storage import writing
 from efficli.progress import Progress
 
 Imatrix = dict[str, NDArray[np.float32]]
@@ -118,7 +119,7 @@ def write_imatrix(path: Path, sums: Mapping[str, Sums], *, dataset: str, chunk: 
         parts.append((name + _SUM, np.ascontiguousarray(entry.squares, np.float32)))
         parts.append((name + _COUNT, entry.counts.astype(np.float32)[:, None]))
     layout = lay_out(fields, [StoredTensor(name, values.shape, 0, values.nbytes) for name, values in parts])
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(layout.head)
         for offset, (_, values) in zip(layout.offsets, parts, strict=True):
             file.seek(offset)

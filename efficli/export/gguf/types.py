@@ -24,6 +24,7 @@ from efficli.export.gguf.layout import Metadata, OutTensor, u32
 from efficli.ops.child import run_child
 from efficli.ops.dry_run import Question
 from efficli.ops.ggml import TYPE_IDS, block_size, numbered, row_bytes
+from efficli.ops.storage import writing
 
 FILE_TYPES: Mapping[str, int] = numbered(
     """
@@ -184,7 +185,7 @@ def _write_header(path: Path, metadata: Metadata, tensors: list[OutTensor]) -> N
     shapes = {t.name: (*(min(n, 2) for n in t.shape[:-1]), t.shape[-1]) for t in tensors}
     stored = [StoredTensor(name, shape, TYPE_IDS["F32"], 4 * prod(shape)) for name, shape in shapes.items()]
     layout = lay_out(kept, stored)
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(layout.head)
         file.truncate(layout.nbytes)
 
