@@ -1,0 +1,107 @@
+"""The README is true: its commands parse, its functions run, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from efficli import cli, errors
+from tests.pico import write_llama
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DECISIONS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+PAGES = ["README.md", "benchmarks/README.md", "docs/log.md", "CHANGELOG.md", *DECISIONS]
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("efficli ")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("readme") / "model", layers=1)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_a_command_line(line):
+    assert isinstance(cli.app(shlex.split(line)[1:], prog_name="efficli", standalone_mode=False), cli.Job)
+
+
+def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line in COMMANDS:
+        words = shlex.split(line)[1:]
+        words = [str(model) if word in ("./SmolLM2-135M", "org/name", "reference") else word for word in words]
+        if words[0] == "export" and "--dry-run" not in words:
+            words += ["--no-certificate", "--force"]
+        for gate in ("--max-kld", "--min-top1", "--revision"):  # random weights meet no gate, a folder has no revision
+            if gate in words:
+                del words[words.index(gate) : words.index(gate) + 2]
+        if "--imatrix" in words:
+            del words[words.index("--imatrix") : words.index("--imatrix") + 2]
+        if words[0] == "try":
+            files = sorted(Path("out").glob("*.gguf"))
+            words[1] = str(files[0])
+        assert cli.main(words) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_python_example_runs(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    exec(compile(example.replace('"reference"', repr(str(model))), "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) >= 0
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"`make ([a-z-]+)`|^    make ([a-z-]+)", "\n".join(_read(p) for p in PAGES), re.MULTILINE))
+    for target in {a or b for a, b in targets}:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", _read(page)):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_picture_of_the_house_names_what_is_there():
+    (picture,) = blocks("text")
+    named = set(re.findall(r"[a-z_]+(?:\.py|/)", picture))
+    assert {name for name in named if not (ROOT / "efficli" / name).exists()} == set()
+    shown = {path.name for path in (ROOT / "efficli").glob("[a-z]*.py")} | {"checkpoint/", "export/", "bench/", "ops/"}
+    small = {"chat.py", "interrupt.py", "recipe_yaml.py"}  # parts of what is named
+    assert shown - named - small == set()
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    told = {int(code) for code in re.findall(r"\| (\d+) \|", README)}
+    raised = {
+        kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    assert told == raised | {0, 70}
+
+
+def test_the_version_is_in_the_changelog_or_unreleased():
+    from efficli import __version__
+
+    text = _read("CHANGELOG.md")
+    assert "## [Unreleased]" in text or f"## [{__version__}]" in text
+
+
+def _read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
