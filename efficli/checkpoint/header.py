@@ -18,6 +18,9 @@ from efficli.errors import CheckpointError, SecurityError, UnsupportedError
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
+_LFS_POINTER = b"version "
+"""How the small file begins that stands for a large one in a clone without Git LFS."""
+
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
@@ -55,6 +58,9 @@ def read_header(path: Path, where: str | None = None) -> Header:
         start = bytearray(8)
         if read_exactly(descriptor, memoryview(start), 0) < 8:
             raise CheckpointError(f"header too small (the file has {stamp.size} bytes)", where=where)
+        if start == _LFS_POINTER:
+            hint = "git lfs install, then git lfs pull in the folder"
+            raise CheckpointError("is a Git LFS pointer, the weights were not fetched", where=where, hint=hint)
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES:
             raise CheckpointError(f"header too large ({length} bytes, at most {MAX_HEADER_BYTES})", where=where)

@@ -155,6 +155,11 @@ def test_header_length(pico: Path, raw: bytes, message: str) -> None:
     refused(pico, 1, f"{WEIGHTS}: {message}")
 
 
+def test_clone_without_git_lfs(pico: Path) -> None:
+    (pico / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(pico, 1, f"{WEIGHTS}: is a Git LFS pointer, the weights were not fetched")
+
+
 def test_truncated_shard(sharded: Path) -> None:
     path = sharded / "model-00002-of-00003.safetensors"
     os.truncate(path, path.stat().st_size - 7)
