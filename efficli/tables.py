@@ -70,14 +70,21 @@ def side_by_side(terminal: Terminal, prompt: str, names: Sequence[str]) -> Itera
     if terminal.as_json:
         yield lambda side, piece: None
     elif len(names) == 1:
-        terminal.text(prompt)
-        yield lambda side, piece: terminal.text(piece)
-        terminal.text("\n")
+        ahead = [prompt]  # shown with the first piece: a model that cannot be run shows nothing but its error
+
+        def write_one(side: str, piece: str) -> None:
+            terminal.text((ahead.pop() if ahead else "") + piece)
+
+        yield write_one
+        write_one(names[0], "\n")
     else:
         with terminal.columns(names) as write:
-            for column in range(len(names)):
-                write(column, prompt)
-            yield lambda side, piece: write(int(side == "base"), piece)
+            heads = {name: prompt for name in ("artifact", "base")}
+
+            def write_two(side: str, piece: str) -> None:
+                write(int(side == "base"), heads.pop(side, "") + piece)
+
+            yield write_two
 
 
 def show_try(terminal: Terminal, tried: Tried) -> None:

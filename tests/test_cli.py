@@ -248,6 +248,12 @@ def test_try_beside_its_base(capsys, artifact, model):
     assert second.startswith("ab")
 
 
+def test_try_with_what_is_not_there_shows_only_the_error(capsys, tmp_path):
+    code, out, err = run(capsys, "try", str(tmp_path / "none"), "-p", "ab")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {tmp_path / 'none'}: no such file")
+
+
 def test_try_with_json_holds_both_sides(capsys, artifact):
     code, out, _ = run(capsys, "try", str(artifact), "--base", str(artifact), "-p", "ab", "-n", "4", "--json")
     sides = json.loads(out)["sides"]

@@ -110,7 +110,7 @@ def _runs(pid: int) -> bool:
     return True
 
 
-class _Unlockable(Exception):  # noqa: N818 (a state of the file system, not an error)
+class _Unlockable(Exception):
     """This file system has no locks for directories."""
 
 
