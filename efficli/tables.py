@@ -79,7 +79,7 @@ def side_by_side(terminal: Terminal, prompt: str, names: Sequence[str]) -> Itera
         write_one(names[0], "\n")
     else:
         with terminal.columns(names) as write:
-            heads = {name: prompt for name in ("artifact", "base")}
+            heads = dict.fromkeys(("artifact", "base"), prompt)
 
             def write_two(side: str, piece: str) -> None:
                 write(int(side == "base"), heads.pop(side, "") + piece)
