@@ -98,7 +98,7 @@ def correlated(seed: int, chunks: int = 60, size: int = 50) -> list[NDArray[np.f
 
 
 def test_clustered_error_is_the_spread_over_repetitions() -> None:
-    """The estimated standard error is the standard deviation of the mean over fresh data, which the naive one is not."""
+    """The estimated error is the standard deviation of the mean over fresh data, which the naive one is not."""
     means, errors = zip(*(clustered_mean(correlated(seed)) for seed in range(400)), strict=True)
     spread = float(np.std(means))
     assert np.mean(errors) == pytest.approx(spread, rel=0.1)
