@@ -482,7 +482,7 @@ def test_an_interrupt_stops_every_thread(even, monkeypatch):
 
 def test_an_output_that_cannot_be_written_is_one_line(even, tmp_path):
     path = tmp_path / "missing" / "x.gguf"
-    with pytest.raises(OutputError, match=f"cannot write {path}: no such file or directory"):
+    with pytest.raises(OutputError, match=r"cannot write x\.gguf: No such file or directory"):
         write_files(even.ckpt, even.tensors, [(path, even.metadata, even.choose("Q8_0"))])
 
 
@@ -491,5 +491,5 @@ def test_a_full_disk_is_one_line(even, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(output.os, "pwrite", full)
-    with pytest.raises(OutputError, match=r"cannot write .*: no space left on device"):
+    with pytest.raises(OutputError, match=r"cannot write out-0\.gguf: no space left"):
         even.write(even.choose("Q8_0"))

@@ -6,7 +6,7 @@ ggml, once per distinct type. What already has the wanted type is copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,12 @@ def encode_slab(
     raw: NDArray[Any],
     targets: Sequence[Target],
     scratch: Scratch,
+    heed: Callable[[], None] = lambda: None,
 ) -> list[NDArray[np.uint8]]:
     """Encode raw rows (r, c): float32, float16, float64, or bfloat16 as uint16 bits -> bytes, one array per target.
 
-    The result is valid until the thread's next slab. NotFiniteError for NaN and Inf; CheckpointError for what float16
+    The result is valid until the thread's next slab. `heed` is called before every block (a second of work for the
+    slowest types) and may raise to stop. NotFiniteError for NaN and Inf; CheckpointError for what float16
     cannot hold; UnsupportedError for weights that are not ternary where the target guards that.
     """
     if raw.dtype == np.float64:
@@ -89,7 +91,7 @@ def encode_slab(
         out.append(scratch.bytes(f"out{position}", rows * ggml.row_bytes(target.type, columns)))
     todo = [n for n, target in enumerate(targets) if _SAME.get(target.type) != raw.dtype]
     if todo:
-        errors = _encode_blocks(raw, targets, todo, out, scratch)
+        errors = _encode_blocks(raw, targets, todo, out, scratch, heed)
         for n, error in errors.items():
             if error > TERNARY_ERROR:
                 raise _not_ternary(tensor, targets[n].type, error)
@@ -107,6 +109,7 @@ def _encode_blocks(
     todo: list[int],
     out: list[NDArray[np.uint8]],
     scratch: Scratch,
+    heed: Callable[[], None],
 ) -> dict[int, float]:
     """Fill `out` of the targets in `todo`, block by block; relative error of the guarded ones."""
     rows, columns = raw.shape
@@ -114,6 +117,7 @@ def _encode_blocks(
     wrong = {n: 0.0 for n in todo if targets[n].guard}
     total = 0.0
     for start in range(0, rows, step):
+        heed()
         block = _to_float(raw[start : start + step], scratch)
         for n in todo:
             target = targets[n]

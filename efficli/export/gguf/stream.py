@@ -163,6 +163,11 @@ class Job:
             with turns.condition:
                 turns.condition.notify_all()
 
+    def _heed(self, slab: _Slab) -> None:
+        """Stop where an earlier slab failed, or the user interrupted."""
+        if self.failure[0] < slab.index:
+            raise _AbortedError
+
     def _failed_at(self) -> float:
         return self.failure[0]
 
@@ -185,7 +190,7 @@ class Job:
         copied = [file.choice.types[tensor.name] == kind for file in self.files]
         targets, uses = self._targets(slab, copied)
         try:
-            encoded = encode_slab(tensor, raw, targets, scratch)
+            encoded = encode_slab(tensor, raw, targets, scratch, lambda: self._heed(slab))
         except NotFiniteError:
             raise not_finite(self.ckpt, tensor.sources) from None
         if any(copied):

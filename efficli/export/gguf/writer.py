@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,12 @@ def write_files(
     weights that are not ternary, for a type that needs it. OutputError: a file cannot be written. Files stay partial.
     """
     progress = progress or Silent()
-    for kind in {kind for _, _, choice in files for kind in choice.types.values()}:
-        ggml.prepare(kind)
+    _prepare({kind for _, _, choice in files for kind in choice.types.values()})
     with ExitStack() as opened:
-        outputs = [OutputFile(*file, tensors, hashes) for file in files]
-        for file in outputs:
-            opened.callback(file.close)
+        outputs = []
+        for path, metadata, choice in files:
+            outputs.append(OutputFile(path, metadata, choice, tensors, hashes))
+            opened.callback(outputs[-1].close)
         job = Job(ckpt, tensors, outputs, progress, hashes)
         progress.start("writing", sum(t.num_elements for t in tensors), "weights")
         opened.callback(progress.finish)
@@ -76,6 +77,18 @@ def write_files(
         WrittenFile(file.path, file.layout.nbytes, sha256, file.written(), sources)
         for file, sha256 in zip(outputs, written, strict=True)
     ]
+
+
+def _prepare(kinds: Iterable[str]) -> None:
+    """Build the encoders' tables: 12 s for IQ1. In a thread, as a call of C holds off an interrupt until it returns."""
+
+    def prepare() -> None:
+        for kind in kinds:
+            ggml.prepare(kind)
+
+    worker = threading.Thread(target=prepare, daemon=True)
+    worker.start()
+    worker.join()
 
 
 class OutputFile:
