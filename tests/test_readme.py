@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("efficli ")]
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if re.match("efficli [a-z]", line)]
 
 
 @pytest.fixture(scope="module")
