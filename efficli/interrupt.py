@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from efficli.ops.memory import out_of_memory
+from efficli.ops.memory import WAYS, is_out_of_memory, out_of_memory
 
 _GRACE_S = 1.0
 """Further signals within this time are ignored: people press Ctrl-C twice, and the clean-up is under way."""
@@ -48,7 +48,9 @@ def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
     except BrokenPipeError:
         _discard_stdout()
         return 0
-    except MemoryError:
+    except WAYS as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory() from None
 
 

@@ -86,7 +86,8 @@ def _directory(path: Path) -> Place:
     repository = real.parent.parent.name
     if real.parent.name == "snapshots" and repository.startswith("models--"):
         return Place(path, repository.removeprefix("models--").replace("--", "/", 1), real.name)
-    return Place(path, real.name or str(real))
+    # the name goes into files: bytes of it that are no text are replaced
+    return Place(path, os.fsencode(real.name or str(real)).decode("utf-8", "replace"))
 
 
 def _is_directory(path: Path) -> bool:

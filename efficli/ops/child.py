@@ -26,7 +26,7 @@ from typing import Any
 
 from efficli import errors
 from efficli.errors import EffiError, FitError
-from efficli.ops.memory import out_of_memory
+from efficli.ops.memory import WAYS, is_out_of_memory, out_of_memory
 from efficli.progress import Progress, Silent
 
 LOG_BYTES = 64 * 1024
@@ -267,7 +267,9 @@ def serve() -> None:
         known = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
         told = {"class": known, "message": error.message, "hint": error.hint, "where": error.where}
         relay.send({"error": told})
-    except MemoryError:
+    except WAYS as error:
+        if not is_out_of_memory(error):
+            raise
         relay.send({"memory": True})
     sys.stdout.flush()
     sys.stderr.flush()

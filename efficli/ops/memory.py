@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 from efficli.errors import FitError
 
+WAYS = (MemoryError, OSError, RuntimeError)
+"""The exceptions among which `is_out_of_memory` chooses."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python tells that there is no memory: for objects, for a mapping, or for a thread's stack."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or str(error) == "can't start new thread"
+
 
 @contextlib.contextmanager
 def naming_memory(what: str) -> Iterator[None]:
-    """Turn a MemoryError in the block into the FitError `out of memory while {what}` ("quantizing blk.3")."""
+    """Turn memory that ran out in the block into the FitError `out of memory while {what}` ("quantizing blk.3")."""
     try:
         yield
-    except MemoryError:
+    except WAYS as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory(what) from None
 
 

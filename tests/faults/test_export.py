@@ -138,7 +138,7 @@ def test_little_address_space(slow_model, tmp_path, more):
     limit = f"""
 import resource
 from pathlib import Path
-import efficli.pipeline, efficli.tables, efficli.console, rich.progress, rich.table, llama_cpp
+import efficli.cli, efficli.pipeline, efficli.tables, efficli.console, rich.progress, rich.table, llama_cpp
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 size = pages * resource.getpagesize() + ({more} << 20)
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -303,7 +303,7 @@ def test_the_same_bytes_whatever_the_surroundings(model, tmp_path, name):
 @pytest.mark.slow
 def test_an_input_with_an_odd_name(tmp_path):
     (tmp_path / ODD).mkdir()
-    model = write_llama(tmp_path / ODD / ODD)
+    model = write_llama(tmp_path / "plain").rename(tmp_path / ODD / ODD)
     status, told = run(command(model, tmp_path / "out", "--type", "Q8_0"))
     assert (status, errors(told)) == (0, [])
     read_artifact(tmp_path / "out").verify()

@@ -115,7 +115,7 @@ class SourceTokenizer:
         path = ckpt.file("tokenizer.json")
         assert path is not None
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:
             raise CheckpointError(f"tokenizer.json: {error}") from error
         self._tokenizer.no_truncation()
@@ -128,7 +128,7 @@ class SourceTokenizer:
             raise MissingExtra("sentencepiece", "gguf") from error
         path = ckpt.file("tokenizer.model")
         assert path is not None
-        self._sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
 
     def ids(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; with the tokens round it, and special tokens inside it recognised, or not."""
