@@ -127,6 +127,23 @@ def perturb(model: Any, *, seed: int = 0, sd: float = 0.1) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * sd)
 
 
+def watch_routers(model: Any, chosen: int) -> list[Any]:
+    """A list that, once the model has run on one text, holds every layer's margins (positions,): how much likelier
+
+    the last of the `chosen` experts was than the first that was not.
+    """
+    margins: list[Any] = []
+
+    def note(router: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        found = (inputs[0].reshape(-1, inputs[0].shape[-1]) @ router.weight.T).softmax(-1)
+        found = found.sort(-1, descending=True).values
+        margins.append((found[:, chosen - 1] - found[:, chosen]).numpy())
+
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(note)
+    return margins
+
+
 def save(model: Any, folder: Path, *, layout: int = 5, dtype: str = "float32") -> Path:
     """Save without a tokenizer, config.json as transformers 5 or 4 writes it."""
     import torch

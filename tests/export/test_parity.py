@@ -116,14 +116,7 @@ def make_pair(folder: Path, family: str, overrides: dict[str, Any]) -> Pair:
     metadata, tensors, _ = layout(shape, ckpt, strict=True)
     file = write_f32(folder / "model.gguf", shape.facts.gguf_arch, metadata, tensors, ckpt)
     ids = np.random.default_rng(0).integers(3, models.VOCAB, models.POSITIONS).tolist()
-    margins: list[Any] = []
-
-    def note_margin(router: Any, inputs: tuple[Any, ...], _: Any) -> None:
-        chosen = (inputs[0].reshape(len(ids), -1) @ router.weight.T).softmax(-1).sort(-1, descending=True).values
-        margins.append((chosen[:, shape.experts_per_token - 1] - chosen[:, shape.experts_per_token]).numpy())
-
-    for layer in model.model.layers if shape.num_experts else ():
-        layer.mlp.gate.register_forward_hook(note_margin)
+    margins = models.watch_routers(model, shape.experts_per_token) if shape.num_experts else []
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
     return Pair(file, ids, expected, np.min(margins, axis=0) if margins else np.ones(len(ids), np.float32))
