@@ -108,6 +108,9 @@ def build(family: str, **overrides: Any) -> Any:
         values = {key: values[key] for key in kept} | sizes | overrides
     if family == "bert":
         del values["num_key_value_heads"]
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        values = as_transformers_4({"model_type": family} | values)
+        del values["model_type"]
     config = getattr(transformers, f"{stem}Config")(**copy.deepcopy(values))
     config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -174,6 +177,9 @@ def as_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
         old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
         if parameters.get("partial_rotary_factor") not in (None, 1.0):
             old["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+        if config.get("model_type") == "phi3" and old["rope_scaling"]:  # it takes these three and no more
+            old["rope_scaling"] = {key: scaling[key] for key in ("short_factor", "long_factor")} | {"type": "longrope"}
+            old["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
     if old.get("tie_word_embeddings") and config.get("model_type") in ("gemma2", "gemma3_text", "gpt2", "smollm3"):
         del old["tie_word_embeddings"]  # their default, which transformers 4 did not write
     return old

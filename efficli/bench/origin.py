@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from efficli.bench.transformers4 import config_for
 from efficli.errors import CheckpointError, MissingExtra, UnsupportedError, UsageError
 
 Float32 = NDArray[np.float32]
@@ -53,9 +54,12 @@ def _libraries() -> tuple[Any, Any]:
 
 def _load(loader: Any, root: Path, torch: Any) -> Any:
     """A float32 model from a local directory, with every weight from the checkpoint."""
+    import transformers
+
     try:
         model, found = loader.from_pretrained(
             root,
+            config=config_for(transformers, root),
             dtype=torch.float32,
             trust_remote_code=False,
             local_files_only=True,
