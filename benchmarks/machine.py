@@ -1,0 +1,57 @@
+"""What every benchmark records: the class of machine, versions, and the CPU seconds and peak memory of a command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+
+def measure(command: list[str], *, log: Path, environment: dict[str, str] | None = None) -> dict[str, float]:
+    """Run a command: CPU seconds (user, sys) of its process tree, wall seconds, peak RSS of its largest process."""
+    with log.open("ab") as out:
+        out.write(f"$ {' '.join(command)}\n".encode())
+        out.flush()
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})})
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}, see {log}")
+    return {
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "user_s": round(usage.ru_utime, 3),
+        "sys_s": round(usage.ru_stime, 3),
+        "wall_s": round(wall, 3),
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def describe() -> dict[str, object]:
+    """The class of machine, without its name."""
+    flags: set[str] = set()
+    model = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            model = value.strip()
+        elif name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+    shown = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "sha_ni", "asimd", "asimddp", "sve")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "features": [flag for flag in shown if flag in flags],
+        "memory_gib": round(memory / 2**30),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions."""
+    return {package: metadata.version(package) for package in packages}
