@@ -83,17 +83,15 @@ def scan(stored: NDArray[Any], dtype: str, offset: int = 0) -> Finding:
 
 def check(name: str, shape: tuple[int, ...], found: Finding, *, float16: bool = False) -> None:
     """Error if a tensor has NaN or infinite values, or, with `float16`, values that float16 cannot hold."""
-    if found.nan:
-        raise CheckpointError(f"{found.nan} NaN in {name} (first at {_index(found.first_nan, shape)})")
-    if found.infinite:
-        values = "value" if found.infinite == 1 else "values"
-        where = _index(found.first_infinite, shape)
-        raise CheckpointError(f"{found.infinite} infinite {values} in {name} (first at {where})")
+    if found.nan or found.infinite:
+        counted = " and ".join(f"{n} {what}" for n, what in ((found.nan, "NaN"), (found.infinite, "Inf")) if n)
+        first = _index(_least(found.first_nan, found.first_infinite), shape)
+        hint = "the checkpoint is damaged, or its training diverged"
+        raise CheckpointError(f"{counted} in {name} (first at {first})", hint=hint)
     if float16 and found.overflow:
         values = "value overflows" if found.overflow == 1 else "values overflow"
-        where = _index(found.first_overflow, shape)
-        message = f"{found.overflow} {values} float16; use bf16 or clamp (first at {where})"
-        raise CheckpointError(message, where=name)
+        message = f"{found.overflow} {values} float16 (first at {_index(found.first_overflow, shape)})"
+        raise CheckpointError(message, where=name, hint="use --type BF16, or clamp the weights")
 
 
 def _look(doubled: NDArray[Any], form: _Format, offset: int) -> Finding:

@@ -255,7 +255,7 @@ def test_nan_and_inf_are_counted_and_placed(tmp_path, dtype, threads):
     model = damaged(tmp_path, name, [(3, 5), (60, 1), (61, 0)], values, dtype)
     with pytest.raises(CheckpointError) as raised:
         model.write(model.choose("Q8_0"), threads=threads)
-    assert raised.value.line == f"2 NaN and 1 Inf in {name} (first at [3, 5])"
+    assert raised.value.line == f"2 NaN and 1 Inf in {name} (first at [3,5])"
     assert raised.value.exit_code == 1
 
 
@@ -271,7 +271,7 @@ def test_what_float16_cannot_hold_is_refused(tmp_path, dtype):
     model = damaged(tmp_path, name, [(0, 0), (1, 1)], [7e4, -65504.0 if dtype == "F32" else -65280.0], dtype)
     with pytest.raises(CheckpointError) as raised:
         model.write(model.choose("F16"))
-    assert raised.value.line == f"{name}: 1 value overflows float16"
+    assert raised.value.line == f"{name}: 1 value overflows float16 (first at [0,0])"
     assert "--type BF16" in raised.value.hint
     model.write(model.choose("BF16"), model.choose("F32"), model.choose("Q8_0"))
 

@@ -18,6 +18,7 @@ from efficli.errors import CheckpointError, UnsupportedError
 from efficli.export.gguf.layout import OutTensor
 from efficli.export.gguf.types import TERNARY
 from efficli.ops import ggml
+from efficli.ops.scan import CLEAN, check, scan
 
 BLOCK_WEIGHTS = 1 << 17
 """Weights converted at a time: 512 KiB of float32, which a core's second-level cache holds."""
@@ -25,14 +26,16 @@ BLOCK_WEIGHTS = 1 << 17
 TERNARY_ERROR = 5e-3
 """Largest relative error of weights that a ternary type holds exactly: the scale's rounding to float16 costs 6e-4."""
 
-_SAME = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
-# first magnitude, as bits, that is not finite; and that float16 rounds to infinity (65520; of bfloat16's numbers 65536)
-_NOT_FINITE = {"uint16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
-_OVERFLOWS_HALF = {"uint16": 0x4780, "float16": 0x7C00, "float32": 0x477FF000}
+_SAME: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+_DTYPES = {dtype.name: name for name, dtype in _SAME.items()}
 
 
-class NotFiniteError(ValueError):
-    """A slab holds NaN or Inf; the writer looks up how many and where."""
+class UnfitError(ValueError):
+    """A slab holds NaN, Inf or what float16 cannot hold; the writer looks up how many and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +77,22 @@ def encode_slab(
     """Encode raw rows (r, c): float32, float16, float64, or bfloat16 as uint16 bits -> bytes, one array per target.
 
     The result is valid until the thread's next slab. `heed` is called before every block (a second of work for the
-    slowest types) and may raise to stop. NotFiniteError for NaN and Inf; CheckpointError for what float16
-    cannot hold; UnsupportedError for weights that are not ternary where the target guards that.
+    slowest types) and may raise to stop. UnfitError for NaN, Inf and what float16 cannot hold;
+    UnsupportedError for weights that are not ternary where the target guards that.
     """
     if raw.dtype == np.float64:
         raw = raw.astype(np.float32)
-    largest = _scan(raw)
+    found = scan(raw, _DTYPES[raw.dtype.name])
+    if found.nan or found.infinite:
+        raise UnfitError
     rows, columns = raw.shape
     out: list[NDArray[np.uint8]] = []
     for position, target in enumerate(targets):
         if _SAME.get(target.type) == raw.dtype:
             out.append(raw.reshape(-1).view(np.uint8))
             continue
-        if target.type == "F16" and largest >= _OVERFLOWS_HALF[raw.dtype.name]:
-            raise _overflow(tensor, raw)
+        if target.type == "F16" and found.overflow:
+            raise UnfitError
         out.append(scratch.bytes(f"out{position}", rows * ggml.row_bytes(target.type, columns)))
     todo = [n for n, target in enumerate(targets) if _SAME.get(target.type) != raw.dtype]
     if todo:
@@ -97,7 +102,7 @@ def encode_slab(
                 raise _not_ternary(tensor, targets[n].type, error)
     for n in todo:
         # a block's scale is a float16: only huge weights can overflow it
-        if largest >= _OVERFLOWS_HALF[raw.dtype.name] and not ggml.is_valid(targets[n].type, out[n]):
+        if found.overflow and not ggml.is_valid(targets[n].type, out[n]):
             message = f"{tensor.name}: its weights are too large for {targets[n].type}"
             raise CheckpointError(message, hint="use --type BF16, or clamp the weights")
     return out
@@ -148,59 +153,20 @@ def _to_float(raw: NDArray[Any], scratch: Scratch) -> NDArray[np.float32]:
     return block
 
 
-def _magnitudes(raw: NDArray[Any]) -> NDArray[np.unsignedinteger]:
-    """|w| as unsigned bits, which order as the numbers do."""
-    if raw.dtype == np.float32:
-        return raw.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    return raw.view(np.uint16) & np.uint16(0x7FFF)
-
-
-def _scan(raw: NDArray[Any]) -> int:
-    """The largest magnitude of a slab as bits; NotFiniteError if it is not a number."""
-    flat = np.ascontiguousarray(raw).reshape(-1)
-    largest = 0
-    for start in range(0, flat.size, BLOCK_WEIGHTS):
-        largest = max(largest, int(_magnitudes(flat[start : start + BLOCK_WEIGHTS]).max()))
-    if largest >= _NOT_FINITE[raw.dtype.name]:
-        raise NotFiniteError
-    return largest
-
-
-def not_finite(ckpt: Checkpoint, sources: Sequence[str]) -> CheckpointError:
-    """The error for NaN or Inf in any of these tensors: how many, and where the first one is."""
+def explain(ckpt: Checkpoint, sources: Sequence[str]) -> CheckpointError:
+    """The error for NaN, Inf or too large values in any of these tensors: how many, and where the first one is."""
     for name in sources:
-        shape = ckpt.tensors[name].shape
-        nan = infinite = 0
-        first: list[int] = []
-        columns = int(np.prod(shape[1:], dtype=np.int64))
+        tensor, found = ckpt.tensors[name], CLEAN
+        columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
         step = max(1, (1 << 20) // max(1, columns))
-        for start in range(0, shape[0], step):
-            raw = np.ascontiguousarray(ckpt.read_rows(name, start, min(start + step, shape[0])))
-            limit = _NOT_FINITE.get(raw.dtype.name)
-            if limit is None:
-                bad, is_nan = ~np.isfinite(raw), np.isnan(raw)
-            else:
-                magnitudes = _magnitudes(raw)
-                bad, is_nan = magnitudes >= limit, magnitudes > limit
-            if bad.any() and not first:
-                place = [int(index) for index in np.argwhere(bad)[0]]
-                first = [place[0] + start, *place[1:]]
-            nan += int(is_nan.sum())
-            infinite += int(bad.sum()) - int(is_nan.sum())
-        if first:
-            counted = " and ".join(f"{n} {what}" for n, what in ((nan, "NaN"), (infinite, "Inf")) if n)
-            message = f"{counted} in {name} (first at {first})"
-            return CheckpointError(message, hint="the checkpoint is damaged, or its training diverged")
+        for start in range(0, tensor.shape[0], step):
+            raw = ckpt.read_rows(name, start, min(start + step, tensor.shape[0]))
+            found += scan(raw, tensor.dtype, start * columns)
+        try:
+            check(name, tensor.shape, found, float16=True)
+        except CheckpointError as error:
+            return error
     return CheckpointError(f"NaN or Inf after transforming {', '.join(sources)}")
-
-
-def _overflow(tensor: OutTensor, raw: NDArray[Any]) -> CheckpointError:
-    name = tensor.sources[0] if tensor.sources else tensor.name
-    count = int((_magnitudes(raw) >= _OVERFLOWS_HALF[raw.dtype.name]).sum())
-    return CheckpointError(
-        f"{name}: {count} value{'s overflow' if count > 1 else ' overflows'} float16",
-        hint="use --type BF16, or clamp the weights",
-    )
 
 
 def _not_ternary(tensor: OutTensor, kind: str, error: float) -> UnsupportedError:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint
 from efficli.errors import FitError
-from efficli.export.gguf.encode import NotFiniteError, Scratch, Target, encode_slab, not_finite, target_of
+from efficli.export.gguf.encode import Scratch, Target, UnfitError, encode_slab, explain, target_of
 from efficli.export.gguf.layout import OutTensor
 from efficli.export.gguf.output import Full
 from efficli.export.gguf.packed import PackedBlocks
@@ -191,8 +191,8 @@ class Job:
         targets, uses = self._targets(slab, copied)
         try:
             encoded = encode_slab(tensor, raw, targets, scratch, lambda: self._heed(slab))
-        except NotFiniteError:
-            raise not_finite(self.ckpt, tensor.sources) from None
+        except UnfitError:
+            raise explain(self.ckpt, tensor.sources) from None
         if any(copied):
             blocks = self._packed.rows(tensor, slab.start, slab.stop)
         return [blocks if copy else encoded[use] for copy, use in zip(copied, uses, strict=True)]
