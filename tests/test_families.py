@@ -81,7 +81,8 @@ def test_layouts_of_transformers_4_and_5_mean_the_same(family: str) -> None:
 
     config = config_of(family)
     old = as_transformers_4(config)
-    assert ("rope_parameters" in config) == (FAMILIES[family].positions == "rope")
+    writes_new = int(transformers.__version__.partition(".")[0]) >= 5
+    assert ("rope_parameters" in config) == (writes_new and FAMILIES[family].positions == "rope")
     assert "rope_parameters" not in old and "dtype" not in old
     assert read_shape(old) == read_shape(config)
     kind = getattr(transformers, models.FAMILIES[family][0] + "Config")

@@ -14,6 +14,7 @@ from efficli.artifact import read_artifact
 from efficli.checkpoint import open_checkpoint
 from efficli.checkpoint.sidecar import Origin, Sidecar, write_sidecar
 from efficli.errors import CheckpointError, GateError, OutputError, SecurityError, UnsupportedError, UsageError
+from efficli.export.gguf.verify import NUM_TOKENS
 from efficli.progress import Silent
 from tests.light import light_site, run_light
 from tests.lost_nothing import fingerprint as tree_hash
@@ -63,7 +64,9 @@ def test_manifest_names_origin_recipe_tensors_and_certificate(exported, checkpoi
             assert told["type"] == tensor.tensor_type.name
             assert told["sha256"] == hashlib.sha256(tensor.data.tobytes()).hexdigest()
     run = json.loads((exported.output / "run.json").read_text())
-    assert all(run["loaded"][f.name]["loaded"] and len(run["loaded"][f.name]["tokens"]) == 8 for f in exported.files)
+    assert all(
+        run["loaded"][f.name]["loaded"] and len(run["loaded"][f.name]["tokens"]) == NUM_TOKENS for f in exported.files
+    )
 
 
 def test_more_bits_are_nearer_to_the_origin(exported):
