@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from efficli.artifact.atomic import Draft, draft
+from efficli.artifact.checks import check_output
 from efficli.artifact.manifest import Artifact, FileRecord, read_artifact
 from efficli.ops.storage import writing
 
-__all__ = ["Artifact", "Draft", "FileRecord", "draft", "read_artifact", "writing"]
+__all__ = ["Artifact", "Draft", "FileRecord", "check_output", "draft", "read_artifact", "writing"]

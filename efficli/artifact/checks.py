@@ -11,6 +11,14 @@ from efficli.errors import FitError, OutputError, UsageError
 from efficli.ops.storage import byte_text, free_bytes, is_mount
 
 
+def check_output(out: str | Path, inputs: Sequence[Path], force: bool) -> None:
+    """What `draft` will object to at first sight, asked before anything is read: place, permission, what is there."""
+    place = Path(os.path.realpath(out))
+    check_place(place, inputs)
+    check_writable(next(folder for folder in place.parents if os.path.lexists(folder)))
+    check_existing(place, force)
+
+
 def check_place(out: Path, inputs: Sequence[Path]) -> None:
     """UsageError if `out` is, contains or lies in an input, or would replace where the user works or lives."""
     for path in inputs:

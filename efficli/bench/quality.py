@@ -17,6 +17,7 @@ from efficli.bench.certificate_table import FIGURES, table
 from efficli.bench.measure import POOLED, Request
 from efficli.bench.texts import evaluation_texts
 from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.checkpoint.locate import EMBEDDED
 from efficli.errors import CheckpointError, GateError, UsageError
 from efficli.ops.child import run_child
 from efficli.progress import Progress
@@ -208,8 +209,8 @@ def _certificate(artifact: str, origin: str, seed: int, found: Mapping[str, Any]
     return Certificate(artifact=artifact, origin=origin, seed=seed, rows=rows, texts=texts, notes=notes, **fields)
 
 
-def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Checkpoint | None:
-    """The checkpoint that certificates of this one compare with, or None where it is not at hand.
+def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Checkpoint | str:
+    """The checkpoint that certificates of this one compare with, or the reason why it is not at hand.
 
     Itself, unless its sidecar names an origin. That one counts only as a local directory (or "reference") whose
     fingerprint is the one recorded: nothing is downloaded here.
@@ -217,10 +218,12 @@ def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Che
     origin = checkpoint.sidecar.origin if checkpoint.sidecar else None
     if origin is None:
         return checkpoint
-    if origin.model is None or not (origin.model == "reference" or Path(origin.model).is_dir()):
-        return None
+    if origin.model is None:
+        return "the checkpoint does not say where it is"
+    if origin.model not in EMBEDDED and not Path(origin.model).is_dir():
+        return f"{origin.model} is not here, and is not downloaded for this"
     found = open_checkpoint(origin.model)
-    return found if found.fingerprint(progress) == origin.fingerprint else None
+    return found if found.fingerprint(progress) == origin.fingerprint else f"{origin.model} has changed since"
 
 
 def _rounded(value: float | None) -> float | None:

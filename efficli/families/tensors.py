@@ -110,7 +110,10 @@ def check_tensors(
         raise _missing(missing, len(specs), shape)
     for name, spec in found.items():
         if tuple(tensors[name].shape) != spec.shape:
-            raise CheckpointError(f"{name} is {_by(tensors[name].shape)}, config says {_by(spec.shape)}")
+            raise CheckpointError(
+                f"{name} is {_by(tensors[name].shape)}, config says {_by(spec.shape)}",
+                hint="config.json and the weights are of different models: take both from the same place",
+            )
     ballast = re.compile("|".join(facts.ignored)) if facts.ignored else None
     heads = {prefix.removesuffix("model.") + facts.head for prefix in facts.prefixes} if facts.head else set()
     unexpected = [
@@ -123,7 +126,7 @@ def check_tensors(
             f"unexpected tensor: {unexpected[0]}"
         )  # fmt: skip
         if strict:
-            raise CheckpointError(line)
+            raise CheckpointError(line, hint="without --strict it is left out, and said so")
         progress.note(f"{line}; left out")
     return found
 
@@ -151,7 +154,7 @@ def _own_names(tensors: Mapping[str, HasShape], shape: ModelShape, specs: list[T
 
 def _missing(missing: list[str], total: int, shape: ModelShape) -> CheckpointError:
     """The error for absent tensors."""
-    hint = None
+    hint = "fetch or save the whole checkpoint again, or correct config.json if it is another model's"
     if missing == [shape.facts.head]:
         hint = 'config.json says untied; set "tie_word_embeddings": true if the output is the embedding'
     return CheckpointError(f"missing {len(missing)} of {total} tensors: {_some(missing)}", hint=hint)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efficli import __version__
+from efficli.artifact import check_output
+from efficli.bench.quality import find_origin
 from efficli.checkpoint import Checkpoint, open_checkpoint
-from efficli.checkpoint.locate import EMBEDDED
 from efficli.errors import CheckpointError, UsageError
 from efficli.export.gguf.imatrix import read_imatrix
 from efficli.export.gguf.job import any_imatrix, prepare
@@ -92,17 +93,18 @@ def run_export(
     clock = Clock()
     with clock("prepare"):
         ckpt = open_checkpoint(recipe.model, revision=recipe.revision)
+        if not dry_run:
+            check_output(output, [ckpt.root], force)
         job = prepare(
             ckpt,
             _requests(recipe),
             own={"version": __version__, "source": ckpt.name, "recipe": recipe.sha256},
             pre_tokenizer=recipe.export.pre_tokenizer,
             strict=recipe.strict,
-            progress=progress,
         )
         if recipe.export.imatrix == "auto":
             job = job.with_imatrix(any_imatrix(job.tensors))
-        origin = find_origin(ckpt, recipe, progress)
+        origin = _origin(ckpt, recipe, progress)
     result = ExportResult(
         output=output,
         model=ckpt.name,
@@ -120,27 +122,18 @@ def run_export(
     return ExportRun(recipe, job, origin, threads, progress, clock).write(result, force)
 
 
-def find_origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint | None:
+def _origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint | None:
     """The checkpoint that the certificate compares with; None where it is not at hand (an error under `strict`)."""
     if not recipe.certificate.enabled:
         return None
     if recipe.certificate.base is not None:
         return open_checkpoint(recipe.certificate.base)
-    told = None if ckpt.sidecar is None else ckpt.sidecar.origin
-    if told is None:
-        return ckpt
-    if told.model is None:
-        reason = "the checkpoint does not say where it is"
-    elif told.model not in EMBEDDED and not Path(told.model).is_dir():
-        reason = f"{told.model} is not here, and is not downloaded for this"
-    else:
-        origin = open_checkpoint(told.model)
-        if origin.fingerprint(progress) == told.fingerprint:
-            return origin
-        reason = f"{told.model} has changed since"
+    found = find_origin(ckpt, progress)
+    if isinstance(found, Checkpoint):
+        return found
     if recipe.strict:
-        raise CheckpointError(f"origin absent: {reason}", where=ckpt.name, hint="name it with --base MODEL")
-    progress.note(f"origin absent: {reason}; name it with --base MODEL")
+        raise CheckpointError(f"origin absent: {found}", where=ckpt.name, hint="name it with --base MODEL")
+    progress.note(f"origin absent: {found}; name it with --base MODEL")
     return None
 
 

@@ -28,7 +28,7 @@ from efficli.export.gguf.vocab_check import SourceTokenizer
 from efficli.export.gguf.writer import WrittenFile, write_files
 from efficli.ops.storage import remove_tree, write_file
 from efficli.pipeline.result import ExportResult
-from efficli.progress import Progress, Silent
+from efficli.progress import Progress
 from efficli.recipe import Recipe
 
 PACKAGES = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "torch", "transformers")
@@ -109,7 +109,9 @@ class ExportRun:
             whole = self._prepare(self.origin, "F32")
             target = (base, whole.metadata, whole.files[0].choice)
             if other:
-                write_files(self.origin, whole.tensors, [target], threads=self.threads, progress=self.progress)
+                write_files(
+                    self.origin, whole.tensors, [target], threads=self.threads, hashes=False, progress=self.progress
+                )
             else:
                 files.append(target)
         with self.clock("write"):
@@ -124,7 +126,7 @@ class ExportRun:
         exact = self._prepare(ckpt, kind)
         path = work / exact.files[0].name
         target = (path, exact.metadata, exact.files[0].choice)
-        write_files(ckpt, exact.tensors, [target], threads=self.threads, progress=self.progress)
+        write_files(ckpt, exact.tensors, [target], threads=self.threads, hashes=False, progress=self.progress)
         sums = compute_imatrix(
             path,
             "\n".join(committed(name) for name in CALIBRATION),
@@ -139,7 +141,7 @@ class ExportRun:
     def _prepare(self, ckpt: Checkpoint, kind: str) -> GgufJob:
         """An export of `ckpt` in one of the unquantized types."""
         pre = self.recipe.export.pre_tokenizer
-        return prepare(ckpt, [TypeRequest(type=kind)], own={}, pre_tokenizer=pre, progress=Silent())
+        return prepare(ckpt, [TypeRequest(type=kind)], own={}, pre_tokenizer=pre)
 
     def _load(self, written: Sequence[WrittenFile]) -> tuple[list[Verified], list[str]]:
         """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""

@@ -18,7 +18,7 @@ from efficli.bench.measure import compare_chunk
 from efficli.bench.origin import TorchModel
 from efficli.bench.quality import Certificate, Row, certify, certify_all, find_origin
 from efficli.bench.texts import choose_chunks
-from efficli.checkpoint import open_checkpoint
+from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import CheckpointError, EffiError, GateError, UsageError
 from efficli.ops.llama import LlamaFile
 from efficli.progress import Silent
@@ -243,7 +243,7 @@ def test_find_origin(pico_model: Path, tmp_path: Path) -> None:
         return folder
 
     there = find_origin(open_checkpoint(compressed(fingerprint=plain.fingerprint(), model=str(pico_model))))
-    assert there is not None and there.root == plain.root
+    assert isinstance(there, Checkpoint) and there.root == plain.root
     other = f"sha256:{'0' * 64}"
     for origin in (
         {"fingerprint": other, "model": str(pico_model)},
@@ -251,7 +251,7 @@ def test_find_origin(pico_model: Path, tmp_path: Path) -> None:
         {"fingerprint": plain.fingerprint(), "model": str(tmp_path / "gone")},
         {"fingerprint": plain.fingerprint(), "model": "org/name"},
     ):
-        assert find_origin(open_checkpoint(compressed(**origin))) is None
+        assert isinstance(find_origin(open_checkpoint(compressed(**origin))), str)
 
 
 def test_wrong_pairs(pico_model: Path, pico_files: dict[str, Path], text_file: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from efficli.export.gguf.layout import Metadata, OutTensor
 from efficli.export.gguf.model import layout
 from efficli.export.gguf.source import rows
 from efficli.families import read_shape
-from efficli.progress import Silent
 from tests import models, pico
 from tests.gguf_plain import write_f32
 from tests.models import DYNAMIC, LINEAR, LLAMA3, YARN, longrope
@@ -218,13 +217,13 @@ def test_pooling(settings: dict[str, Any], pooling: int, tmp_path: Path) -> None
 
 
 def test_unexpected_tensors_are_noted(tmp_path: Path) -> None:
-    """A note, and an error under `strict`."""
+    """A row of the report, and an error under `strict`."""
     folder = pico.write_llama(tmp_path / "m")
     arrays = load_file(folder / "model.safetensors")
     save_file(arrays | {"extra": np.ones((2, 2), np.float32)}, folder / "model.safetensors", metadata={"format": "pt"})
-    ckpt, notes = open_checkpoint(folder), Silent()
-    _, tensors, _ = layout(read_shape(ckpt.config), ckpt, progress=notes)
-    assert notes.notes == ["unexpected tensor: extra; left out"]
+    ckpt = open_checkpoint(folder)
+    _, tensors, rows = layout(read_shape(ckpt.config), ckpt)
+    assert rows == ["unexpected tensor: extra; left out"]
     assert not any("extra" in tensor.sources for tensor in tensors)
     with pytest.raises(CheckpointError, match="unexpected tensor: extra"):
         lay_out(folder)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UnsupportedError, UsageError
+from efficli.export.gguf import packed
 from efficli.export.gguf.chat_check import check_chat_templates
 from efficli.export.gguf.general import file_name, general_metadata, model_card
 from efficli.export.gguf.header import StoredTensor, lay_out
@@ -80,7 +81,6 @@ def prepare(
     own: Mapping[str, str],
     pre_tokenizer: str | None = None,
     strict: bool = False,
-    progress: Progress,
 ) -> GgufJob:
     """Decide everything that needs no weight; `own` are values for keys under `efficli.`.
 
@@ -91,7 +91,7 @@ def prepare(
     arch = shape.facts.gguf_arch
     vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
     templates = check_chat_templates(ckpt)
-    model, tensors, report = layout(shape, ckpt, strict=strict, progress=progress)
+    model, tensors, report = layout(shape, ckpt, strict=strict)
     num_weights = sum(t.num_elements for t in tensors)
     experts = sum(t.num_elements for t in tensors if t.transform == "stack")
     general = general_metadata(
@@ -117,6 +117,7 @@ def prepare(
             )
         )
         report += [f"{choice.type}: {fallback}" for fallback in choice.fallbacks]
+        report += [f"{choice.type}: {note}" for note in packed.notes(ckpt, tensors, choice)]
         if strict and choice.fallbacks:
             raise UnsupportedError(
                 f"{len(choice.fallbacks)} tensors cannot take {choice.type}, the first is {choice.fallbacks[0]}",

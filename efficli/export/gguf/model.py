@@ -17,7 +17,7 @@ from efficli.errors import CheckpointError, UnsupportedError
 from efficli.export.gguf.graphs import GRAPHS, check_graph, context_length, needs_factors, yarn_scale
 from efficli.export.gguf.layout import Metadata, OutTensor, array, boolean, f32, string, u32
 from efficli.families import ModelShape, Rope, TensorSpec, check_tensors, inverse_frequencies
-from efficli.progress import Progress, Silent
+from efficli.progress import Silent
 
 _TENSORS = {
     "embedding": MODEL_TENSOR.TOKEN_EMBD,
@@ -62,9 +62,7 @@ _POOLING = {
 }
 
 
-def layout(
-    shape: ModelShape, ckpt: Checkpoint, *, strict: bool = False, progress: Progress | None = None
-) -> tuple[Metadata, list[OutTensor], list[str]]:
+def layout(shape: ModelShape, ckpt: Checkpoint, *, strict: bool = False) -> tuple[Metadata, list[OutTensor], list[str]]:
     """The `{arch}.*` metadata, all tensors of the file, and rows for the report.
 
     Checks the checkpoint's tensors against its config.json by their headers alone (`families.check_tensors`), and the
@@ -72,7 +70,9 @@ def layout(
     types, which llama.cpp wants of BERT.
     """
     rows = check_graph(shape)
-    found = check_tensors(ckpt.tensors, shape, strict=strict, progress=progress or Silent())
+    notes = Silent()
+    found = check_tensors(ckpt.tensors, shape, strict=strict, progress=notes)
+    rows += notes.notes
     metadata = _metadata(shape)
     if not shape.facts.causal:
         pooling, row = _pooling(ckpt)
