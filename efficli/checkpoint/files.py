@@ -30,6 +30,16 @@ class Stamp:
         return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+_PLAIN = "a checkpoint is read from plain files: put the file itself there"
+
+
+def changed(where: str) -> CheckpointError:
+    """The error for a file that is not what it was when the run began."""
+    return CheckpointError(
+        "input changed while reading", where=where, hint="run it again when nothing writes to the checkpoint"
+    )
+
+
 @contextmanager
 def open_regular(path: Path, where: str) -> Iterator[tuple[int, Stamp]]:
     """A descriptor for reading a regular file, and its stamp; a FIFO, a device or a folder is an error, at once."""
@@ -40,12 +50,13 @@ def open_regular(path: Path, where: str) -> Iterator[tuple[int, Stamp]]:
         raise CheckpointError("not found", where=where) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        kind = "not a regular file" if _is_special(path) else f"cannot be opened ({reason})"
-        raise CheckpointError(kind, where=where) from None
+        if _is_special(path):
+            raise CheckpointError("not a regular file", where=where, hint=_PLAIN) from None
+        raise CheckpointError(f"cannot be opened ({reason})", where=where) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError("not a regular file", where=where)
+            raise CheckpointError("not a regular file", where=where, hint=_PLAIN)
         yield descriptor, Stamp.of(status)
     finally:
         os.close(descriptor)
@@ -58,7 +69,7 @@ def read_bytes(path: Path, where: str, max_bytes: int) -> bytes:
             raise CheckpointError(f"{stamp.size} bytes, expected at most {max_bytes}", where=where)
         data = bytearray(stamp.size)
         if read_exactly(descriptor, memoryview(data), 0) != stamp.size:
-            raise CheckpointError("input changed while reading", where=where)
+            raise changed(where)
     return bytes(data)
 
 
@@ -91,7 +102,8 @@ def contained(root: Path, name: str) -> Path:
     real = Path(os.path.realpath(home / name))
     if real.is_relative_to(home) or _is_blob_of(home, real):
         return real
-    raise SecurityError(f"leaves the checkpoint directory (it is a link to {real})", where=name)
+    hint = "put the file itself there if it is meant to be part of the checkpoint"
+    raise SecurityError(f"leaves the checkpoint directory (it is a link to {real})", where=name, hint=hint)
 
 
 def _is_blob_of(home: Path, real: Path) -> bool:

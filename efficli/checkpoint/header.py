@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficli.checkpoint.files import Stamp, open_regular, read_exactly
+from efficli.checkpoint.files import Stamp, changed, open_regular, read_exactly
 from efficli.checkpoint.strict_json import Fault, parse
 from efficli.errors import CheckpointError, SecurityError, UnsupportedError
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+_DAMAGED = "the file is damaged or was not fetched whole: fetch or save it again"
+_HOSTILE = "no program writes this by itself: take the checkpoint from a source that you trust"
 
 _LFS_POINTER = b"version "
 """How the small file begins that stands for a large one in a clone without Git LFS."""
@@ -55,30 +58,39 @@ def read_header(path: Path, where: str | None = None) -> Header:
     """The checked header of the safetensors file `path`; errors name `where` (default: the file's name)."""
     where = where or path.name
     with open_regular(path, where) as (descriptor, stamp):
-        start = bytearray(8)
-        if read_exactly(descriptor, memoryview(start), 0) < 8:
-            raise CheckpointError(f"header too small (the file has {stamp.size} bytes)", where=where)
-        if start == _LFS_POINTER:
-            hint = "git lfs install, then git lfs pull in the folder"
-            raise CheckpointError("is a Git LFS pointer, the weights were not fetched", where=where, hint=hint)
-        (length,) = struct.unpack("<Q", start)
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(f"header too large ({length} bytes, at most {MAX_HEADER_BYTES})", where=where)
-        if length < 2:
-            raise CheckpointError(f"header too small ({length} bytes)", where=where)
-        if length > stamp.size - 8:
-            missing = length + 8 - stamp.size
-            raise CheckpointError(f"{missing} bytes short of what its header says", where=where)
-        text = bytearray(length)
-        if read_exactly(descriptor, memoryview(text), 8) < length:
-            raise CheckpointError("input changed while reading", where=where)
-    entries = _parse(text, where)
-    metadata = _metadata(entries.pop("__metadata__", {}), where)
-    base = 8 + length
-    tensors = [_tensor(path, base, name, entry, where) for name, entry in entries.items()]
-    tensors.sort(key=lambda t: t.offset)
-    _check_cover(tensors, base, stamp.size, where)
+        try:
+            text = _read_text(descriptor, stamp.size, where)
+            entries = _parse(text, where)
+            metadata = _metadata(entries.pop("__metadata__", {}), where)
+            base = 8 + len(text)
+            tensors = [_tensor(path, base, name, entry, where) for name, entry in entries.items()]
+            tensors.sort(key=lambda t: t.offset)
+            _check_cover(tensors, base, stamp.size, where)
+        except CheckpointError as error:
+            error.hint = error.hint or _DAMAGED
+            raise
     return Header(tuple(tensors), metadata, stamp)
+
+
+def _read_text(descriptor: int, size: int, where: str) -> bytearray:
+    """The header's bytes in a file of `size` bytes."""
+    start = bytearray(8)
+    if read_exactly(descriptor, memoryview(start), 0) < 8:
+        raise CheckpointError(f"header too small (the file has {size} bytes)", where=where)
+    if start == _LFS_POINTER:
+        hint = "git lfs install, then git lfs pull in the folder"
+        raise CheckpointError("is a Git LFS pointer, the weights were not fetched", where=where, hint=hint)
+    (length,) = struct.unpack("<Q", start)
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"header too large ({length} bytes, at most {MAX_HEADER_BYTES})", where=where)
+    if length < 2:
+        raise CheckpointError(f"header too small ({length} bytes)", where=where)
+    if length > size - 8:
+        raise CheckpointError(f"{length + 8 - size} bytes short of what its header says", where=where)
+    text = bytearray(length)
+    if read_exactly(descriptor, memoryview(text), 8) < length:
+        raise changed(where)
+    return text
 
 
 def _parse(data: bytearray, where: str) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def _check_name(name: str, where: str) -> None:
         return
     wrong = next((c for c in name if c in "/\\" or not c.isprintable()), None)
     what = f"contains {wrong!r}" if wrong else "is empty or a path"
-    raise SecurityError(f"tensor name {what}: {name[:80]!r}", where=where)
+    raise SecurityError(f"tensor name {what}: {name[:80]!r}", where=where, hint=_HOSTILE)
 
 
 def _check_cover(tensors: list[TensorRef], base: int, size: int, where: str) -> None:
@@ -153,4 +165,4 @@ def _check_cover(tensors: list[TensorRef], base: int, size: int, where: str) -> 
     if position > size:
         raise CheckpointError(f"{position - size} bytes short of what its header says", where=where)
     if position < size:
-        raise SecurityError(f"{size - position} bytes not covered by any tensor", where=where)
+        raise SecurityError(f"{size - position} bytes not covered by any tensor", where=where, hint=_HOSTILE)

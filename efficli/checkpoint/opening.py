@@ -61,7 +61,10 @@ def open_checkpoint(
 def _config(place: Place) -> dict[str, Any]:
     path = contained(place.root, "config.json")
     if not path.exists():
-        hint = None
+        hint = "give the folder that holds config.json, the tokenizer and the weights"
+        inner = sorted(path.parent.name for path in place.root.glob("*/config.json"))
+        if inner:
+            hint = f"did you mean {' or '.join(repr(str(place.root / name)) for name in inner[:3])}?"
         if (place.root / "SHA256SUMS").exists():
             hint = "this is an artifact; give the checkpoint that it was made from"
         raise CheckpointError("config.json not found", where=place.name, hint=hint)

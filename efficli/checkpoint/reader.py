@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.checkpoint import strict_json
-from efficli.checkpoint.files import Stamp, contained, open_regular, read_exactly
+from efficli.checkpoint.files import Stamp, changed, contained, open_regular, read_exactly
 from efficli.checkpoint.fingerprint import fingerprint_of, hash_tensor
 from efficli.checkpoint.header import TensorRef
 from efficli.checkpoint.sidecar import Sidecar, packed_blocks
-from efficli.errors import CheckpointError, UnsupportedError
+from efficli.errors import UnsupportedError
 from efficli.progress import Progress, Silent
 
 NUMPY: Mapping[str, str] = {
@@ -64,7 +64,7 @@ class Checkpoint:
             return None
         with open_regular(path, name) as (_, stamp):
             if self._stamps.setdefault(path, stamp) != stamp:
-                raise CheckpointError("input changed while reading", where=name)
+                raise changed(name)
         return path
 
     def json(self, name: str) -> dict[str, Any] | None:
@@ -114,7 +114,7 @@ class Checkpoint:
             except OSError:
                 now = None
             if now != stamp:
-                raise CheckpointError("input changed while reading", where=path.name)
+                raise changed(path.name)
 
     def hash(self, name: str, progress: Progress | None = None) -> str:
         """SHA-256 of a tensor's bytes, in hexadecimal; they are read for it."""
@@ -133,7 +133,7 @@ class Checkpoint:
         with open_regular(tensor.file, tensor.file.name) as (descriptor, stamp):
             known = self._stamps.get(tensor.file, stamp)
             if stamp != known or read_exactly(descriptor, buffer, tensor.offset + offset) < len(buffer):
-                raise CheckpointError("input changed while reading", where=tensor.file.name)
+                raise changed(tensor.file.name)
 
 
 def to_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -19,6 +19,9 @@ _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.
 """Pickles that a trainer leaves beside the weights: never read."""
 
 
+_SAVE = "files of two versions of the checkpoint are mixed: fetch or save all of them again"
+
+
 def find_weights(root: Path) -> tuple[tuple[str, ...], Mapping[str, str] | None]:
     """Names of the weight files of `root`, and the index (tensor -> file) where there is one.
 
@@ -39,7 +42,8 @@ def read_index(root: Path) -> dict[str, str]:
         raise CheckpointError("weight_map is missing or empty", where=INDEX)
     for file in set(map(str, weight_map.values())):
         if not single_name(file):
-            raise SecurityError(f"index points outside the checkpoint: {file!r}", where=INDEX)
+            hint = "weights are files beside the index: take the checkpoint from a source that you trust"
+            raise SecurityError(f"index points outside the checkpoint: {file!r}", where=INDEX, hint=hint)
         if file.endswith(PICKLES):
             raise pickle_error(root, file)
         if not file.endswith(".safetensors"):
@@ -56,20 +60,24 @@ def read_tensors(
     for file in files:
         path = contained(root, file)
         if not path.exists() and index is not None:
-            raise CheckpointError(f"index names {file}, which is not here", where=INDEX)
+            hint = "fetch that file too; an index and its shards belong together"
+            raise CheckpointError(f"index names {file}, which is not here", where=INDEX, hint=hint)
         header = read_header(path, file)
         stamps[path] = header.stamp
         for tensor in header.tensors:
             other = tensors.get(tensor.name)
             if other is not None:
-                raise CheckpointError(f"tensor {tensor.name!r} is in two shards: {other.file.name} and {file}")
+                message = f"tensor {tensor.name!r} is in two shards: {other.file.name} and {file}"
+                raise CheckpointError(message, hint=_SAVE)
             if index is not None and index.get(tensor.name) != file:
                 said = index.get(tensor.name, "no file")
-                raise CheckpointError(f"tensor {tensor.name!r} is in {file}, the index says {said}", where=INDEX)
+                message = f"tensor {tensor.name!r} is in {file}, the index says {said}"
+                raise CheckpointError(message, where=INDEX, hint=_SAVE)
             tensors[tensor.name] = tensor
     for name, file in (index or {}).items():
         if name not in tensors:
-            raise CheckpointError(f"index says tensor {name!r} is in {file}, which does not have it", where=INDEX)
+            message = f"index says tensor {name!r} is in {file}, which does not have it"
+            raise CheckpointError(message, where=INDEX, hint=_SAVE)
     if not tensors:
         raise CheckpointError("holds no tensors", where=files[0])
     return tensors, stamps

@@ -15,6 +15,8 @@ from efficli.errors import CheckpointError
 MAX_BYTES = 1 << 28
 """Larger JSON files are refused: the largest tokenizer.json known has 35 MB."""
 
+_CORRECT = "correct it there, or fetch the file again"
+
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN|-?\d[\d.eE+-]*|[{}\[\]:,]')
 
 
@@ -58,14 +60,14 @@ def parse_object(data: bytes, where: str, *, first_line: int | None = None) -> d
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"not UTF-8 (byte {error.start})", where=place) from None
+        raise CheckpointError(f"not UTF-8 (byte {error.start})", where=place, hint=_CORRECT) from None
     value = parse(text)
     if isinstance(value, Fault):
         if value.line is not None:
             place = f"{where}:{value.line + (first_line or 1) - 1}"
-        raise CheckpointError(value.message, where=place)
+        raise CheckpointError(value.message, where=place, hint=_CORRECT)
     if not isinstance(value, dict):
-        raise CheckpointError(f"a JSON {_kind(value)}, expected an object", where=place)
+        raise CheckpointError(f"a JSON {_kind(value)}, expected an object", where=place, hint=_CORRECT)
     return value
 
 
