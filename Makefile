@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 DEMO   := build/demo
 
-.PHONY: setup demo test slow gpu lint types check docs fix startup clean
+.PHONY: setup demo test slow transformers4 gpu lint types check docs fix startup clean
 
 setup: $(VENV)/.dev  ## .venv with everything that tests need
 
@@ -37,6 +37,23 @@ test: $(VENV)/.dev  ## the fast tier: no network, no GPU
 
 slow: $(VENV)/.dev  ## the slow tier: whole families, sweeps, real checkpoints
 	$(PYTEST) -m "slow and not gpu" --durations=10
+
+# The other supported line of transformers, which writes other configs and tokenizers. Of the tested set only what does
+# not depend on it is kept: it wants an older huggingface_hub, and that older data sets.
+TRANSFORMERS4 := 4.57.6
+KEPT          := '^(torch|llama_cpp_python|gguf|numpy|safetensors|sentencepiece|pytest|hypothesis|typer|rich)=='
+
+.venv4/.dev: pyproject.toml constraints.txt scripts/install-llama.sh
+	@test -x .venv4/bin/python || $(PYTHON) -m venv .venv4
+	@bash scripts/install-llama.sh .venv4/bin/python
+	@grep -E $(KEPT) constraints.txt >.venv4/constraints.txt
+	@echo "transformers==$(TRANSFORMERS4)" >>.venv4/constraints.txt
+	@.venv4/bin/python -m pip install -qq -c .venv4/constraints.txt -e '.[dev]'
+	@touch $@
+
+transformers4: .venv4/.dev  ## the tests that run transformers, under its release 4
+	OMP_NUM_THREADS=1 .venv4/bin/python -m pytest -q -m "not slow and not gpu" \
+	  tests/export tests/bench tests/pipeline tests/test_families.py
 
 gpu: $(VENV)/.dev  ## tests that need a CUDA device
 	$(PYTEST) -m gpu

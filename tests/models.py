@@ -177,9 +177,11 @@ def as_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
         old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
         if parameters.get("partial_rotary_factor") not in (None, 1.0):
             old["partial_rotary_factor"] = parameters["partial_rotary_factor"]
-        if config.get("model_type") == "phi3" and old["rope_scaling"]:  # it takes these three and no more
-            old["rope_scaling"] = {key: scaling[key] for key in ("short_factor", "long_factor")} | {"type": "longrope"}
+        if scaling.get("rope_type") == "longrope":
             old["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+            if config.get("model_type") == "phi3":  # it takes these three and no more
+                factors = {key: scaling[key] for key in ("short_factor", "long_factor")}
+                old["rope_scaling"] = factors | {"type": "longrope"}
     if old.get("tie_word_embeddings") and config.get("model_type") in ("gemma2", "gemma3_text", "gpt2", "smollm3"):
         del old["tie_word_embeddings"]  # their default, which transformers 4 did not write
     return old

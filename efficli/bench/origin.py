@@ -67,7 +67,7 @@ def _load(loader: Any, root: Path, torch: Any) -> Any:
             attn_implementation="eager",
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"transformers could not load it: {line}", where=str(root)) from error
     # transformers fills what is missing with random numbers and goes on

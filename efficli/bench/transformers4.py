@@ -40,8 +40,10 @@ def in_old_words(config: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             old[key] = value
     kind = scaling.get("rope_type", "default")
-    if config.get("model_type") == "phi3" and kind == "longrope":  # its class refuses any other key
-        old["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
-        scaling = {"type": kind, "short_factor": scaling["short_factor"], "long_factor": scaling["long_factor"]}
+    if kind == "longrope":
+        if "original_max_position_embeddings" in scaling:
+            old["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+        if config.get("model_type") == "phi3":  # its class refuses any other key
+            scaling = {"type": kind, **{key: scaling[key] for key in ("short_factor", "long_factor") if key in scaling}}
     old["rope_scaling"] = None if kind == "default" else scaling
     return old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             }
         },
     ),
+    ("llama", {"head_dim": 16, "rope_parameters": longrope(8, 256, factor=4.0)}),
     ("phi3", {"rope_parameters": longrope(8, 256), "original_max_position_embeddings": 256}),
 ]
+NAMES = ["theta", "llama3", "yarn", "gemma3", "longrope", "phi3"]
 
 
-@pytest.mark.parametrize(("family", "overrides"), CASES, ids=["theta", "llama3", "yarn", "gemma3", "phi3"])
+@pytest.mark.parametrize(("family", "overrides"), CASES, ids=NAMES)
 def test_both_layouts(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     """A config.json with `rope_parameters` means to the installed release what it means to the one that wrote it."""
-    import json
-
     import torch
 
     model = models.build(family, **overrides)
@@ -51,7 +52,7 @@ def test_both_layouts(family: str, overrides: dict[str, Any], tmp_path: Path) ->
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "overrides"), CASES, ids=["theta", "llama3", "yarn", "gemma3", "phi3"])
+@pytest.mark.parametrize(("family", "overrides"), CASES, ids=NAMES)
 def test_old_words(family: str, overrides: dict[str, Any]) -> None:
     """Equal to what the tests' own rewriting makes of it, nested or not."""
     names = ("rope_theta", "rope_scaling", "rope_local_base_freq", "original_max_position_embeddings")

@@ -37,7 +37,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window as long as the text", {"sliding_window": 512}),
     ("mistral", "llama3", {"rope_parameters": LLAMA3}),
     ("mistral", "linear", {"rope_parameters": LINEAR}),
-    ("mistral", "yarn", {"rope_parameters": YARN}),
+    ("mistral", "yarn", {"rope_parameters": YARN, "head_dim": 16}),
     ("granite", "biases", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
     ("granite", "llama3", {"rope_parameters": LLAMA3}),
     ("granite", "linear", {"rope_parameters": LINEAR}),
@@ -125,7 +125,12 @@ def make_pair(folder: Path, family: str, overrides: dict[str, Any]) -> Pair:
 @pytest.fixture(scope="module", params=CASES, ids=[f"{family}: {what}" for family, what, _ in CASES])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pair]]:
     """One family in one variant."""
-    family, _, overrides = request.param
+    family, what, overrides = request.param
+    if family == "olmo2" and what in ("linear", "yarn"):
+        import transformers
+
+        if transformers.__version__.startswith("4."):
+            pytest.skip("transformers 4: Olmo2Config takes no scaling in the words of the other families")
     yield family, make_pair(tmp_path_factory.mktemp(family), family, overrides)
 
 
