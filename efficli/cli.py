@@ -44,6 +44,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, metavar="N", help="Threads; without it all cores.", rich_help_panel=_RUN),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Take a model that names code of its own; none is run.", rich_help_panel=_SOURCE
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Compare with this model, not with the origin.", rich_help_panel=_CHECK),
@@ -124,6 +130,7 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="llama.cpp's name, if not recognised.", rich_help_panel=_SOURCE),
     ] = None,
+    trust_remote_code: Trust = False,
     base: Base = None,
     text: Annotated[
         Path | None,
@@ -176,6 +183,7 @@ def export(
             pre_tokenizer=pre_tokenizer,
             allow_non_ternary=allow_non_ternary,
             revision=revision,
+            trust_remote_code=trust_remote_code,
             base=base,
             text=text,
             ctx=ctx_size,
@@ -206,6 +214,7 @@ def try_(
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue.")],
     base: Annotated[str | None, typer.Option(metavar="MODEL", help="Show what this model writes beside it.")] = None,
     tokens: Annotated[int, typer.Option("--n-gen", "-n", min=1, metavar="N", help="Tokens to write.")] = 64,
+    trust_remote_code: Trust = False,
     threads: Threads = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -221,7 +230,14 @@ def try_(
         names = [str(artifact)] if base is None else [str(artifact), base]
         with tables.side_by_side(terminal, prompt, names) as write:
             tried = pipeline.try_artifact(
-                artifact, prompt, base=base, max_tokens=tokens, threads=threads, on_piece=write, progress=terminal
+                artifact,
+                prompt,
+                base=base,
+                max_tokens=tokens,
+                threads=threads,
+                trust_remote_code=trust_remote_code,
+                on_piece=write,
+                progress=terminal,
             )
         tables.show_try(terminal, tried)
 

@@ -86,6 +86,8 @@ class Recipe(_Part):
     """Branch, tag or commit of a hub id."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of everything that is drawn."""
+    trust_remote_code: bool = False
+    """Take a checkpoint that names code of its own; the code is not run."""
     strict: bool = False
     """Fallbacks, unexpected tensors and an absent origin are errors."""
     export: Export = Export()
@@ -103,6 +105,7 @@ class Recipe(_Part):
         types: tuple[str, ...],
         format: str = "gguf",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         seed: int = 0,
         strict: bool = False,
         imatrix: str | None = None,
@@ -121,7 +124,8 @@ class Recipe(_Part):
     ) -> Recipe:
         """The recipe with one export that a command line stands for; UsageError where a value is out of range."""
         values = {
-            "version": 1, "model": model, "revision": revision, "seed": seed, "strict": strict,
+            "version": 1, "model": model, "revision": revision, "trust_remote_code": trust_remote_code,
+            "seed": seed, "strict": strict,
             "export": {
                 "format": format, "type": types, "imatrix": imatrix,
                 "tensor_type": tuple(f"{pattern}={type}" for pattern, type in tensor_types),
@@ -131,7 +135,7 @@ class Recipe(_Part):
             "certificate": {"enabled": certificate, "base": base, "text": text, "ctx_size": ctx},
             "gates": {"max_kld": max_kld, "min_top1": min_top1},
         }  # fmt: skip
-        return _validate(Document("command line", values, {}))
+        return _validate(Document("", values, {}))
 
     def to_json(self) -> dict[str, Any]:
         """All values, defaults too: what `efficli.json` keeps."""
@@ -193,11 +197,13 @@ def _validate(document: Document) -> Recipe:
         raise UsageError(message, where=first[1], hint=first[2]) from None
 
 
-def _explain(problem: ErrorDetails, document: Document) -> tuple[str, str, str | None]:
-    """Message, place and hint of one of pydantic's findings, in the words of the file."""
+def _explain(problem: ErrorDetails, document: Document) -> tuple[str, str | None, str | None]:
+    """Message, place and hint of one of pydantic's findings, in the words of the file or of the command line."""
     path: Path = problem["loc"]
-    key = ".".join(str(part) for part in path)
-    where = document.where(path) if document.lines else document.name
+    if document.name:
+        key, where = ".".join(str(part) for part in path), document.where(path)
+    else:
+        key, where = _option(path), None
     kind, found = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         return f"unknown key {key!r}", where, did_you_mean(str(path[-1]), _keys(path[:-1]))
@@ -214,6 +220,12 @@ def _explain(problem: ErrorDetails, document: Document) -> tuple[str, str, str |
         return f"{key}: {found!r}, expected keys ({', '.join(_keys(path))})", where, None
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{key}: {found!r}, expected {expected}", where, None
+
+
+def _option(path: Path) -> str:
+    """What the command line calls a key of the recipe: `export.type` is --type."""
+    words = [part for part in path if isinstance(part, str)]
+    return "--" + words[-1].replace("_", "-")
 
 
 def _keys(path: Path) -> list[str]:

@@ -122,7 +122,7 @@ def test_a_command_line_is_a_recipe_and_reads_back_equal(model, kind, pattern, b
 
 
 def test_a_command_line_out_of_range_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"gates.min_top1: 1.5, expected less than or equal to 1"):
+    with pytest.raises(UsageError, match=r"^--min-top1: 1.5, expected less than or equal to 1$"):
         Recipe.from_export(model="m", types=("Q8_0",), min_top1=1.5)
 
 

@@ -10,6 +10,8 @@ from efficli.artifact.manifest import is_made_by_efficli
 from efficli.errors import FitError, OutputError, UsageError
 from efficli.ops.storage import byte_text, free_bytes, is_mount
 
+_ELSEWHERE = "choose another folder with -o"
+
 
 def check_output(out: str | Path, inputs: Sequence[Path], force: bool) -> None:
     """What `draft` will object to at first sight, asked before anything is read: place, permission, what is there."""
@@ -32,9 +34,9 @@ def check_place(out: Path, inputs: Sequence[Path]) -> None:
 def check_writable(directory: Path) -> None:
     """OutputError if no file can be made in the directory."""
     if not directory.is_dir():
-        raise OutputError(f"{directory} is not a directory")
+        raise OutputError(f"{directory} is not a directory", hint=_ELSEWHERE)
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise OutputError(f"{directory} is not writable")
+        raise OutputError(f"{directory} is not writable", hint=_ELSEWHERE)
 
 
 def check_existing(out: Path, force: bool) -> None:
@@ -62,7 +64,10 @@ def check_space(directory: Path, needs_bytes: int) -> None:
     """FitError if the file system of the directory has less free space than `needs_bytes`."""
     free = free_bytes(directory)
     if free is not None and free < needs_bytes:
-        raise FitError(f"needs {byte_text(needs_bytes)}, {byte_text(free)} free on {directory}")
+        raise FitError(
+            f"needs {byte_text(needs_bytes)}, {byte_text(free)} free on {directory}",
+            hint="make room there, or choose a folder on another disk with -o",
+        )
 
 
 def _here() -> Path | None:

@@ -45,16 +45,19 @@ class Pieces:
         self.on_piece(side, text)
 
 
+_ARTIFACT = "give what `efficli export` wrote, or a .gguf file"
+
+
 def model_file(path: str | Path) -> Path:
     """The GGUF file of an artifact: the file itself, or the only model file of the directory."""
     path = Path(path)
     if path.is_file():
         return path.absolute()
     if not path.is_dir():
-        raise CheckpointError("no such file or directory, expected an artifact", where=str(path))
+        raise CheckpointError("no such file or directory, expected an artifact", where=str(path), hint=_ARTIFACT)
     files = sorted(path.glob("*.gguf"))
     if not files:
-        raise CheckpointError("no .gguf file in it, expected an artifact", where=str(path))
+        raise CheckpointError("no .gguf file in it, expected an artifact", where=str(path), hint=_ARTIFACT)
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise UsageError(f"holds {len(files)} models: {names}", where=str(path), hint=f"name one: {files[0]}")

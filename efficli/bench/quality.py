@@ -209,7 +209,9 @@ def _certificate(artifact: str, origin: str, seed: int, found: Mapping[str, Any]
     return Certificate(artifact=artifact, origin=origin, seed=seed, rows=rows, texts=texts, notes=notes, **fields)
 
 
-def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Checkpoint | str:
+def find_origin(
+    checkpoint: Checkpoint, progress: Progress | None = None, *, trust_remote_code: bool = False
+) -> Checkpoint | str:
     """The checkpoint that certificates of this one compare with, or the reason why it is not at hand.
 
     Itself, unless its sidecar names an origin. That one counts only as a local directory (or "reference") whose
@@ -222,7 +224,7 @@ def find_origin(checkpoint: Checkpoint, progress: Progress | None = None) -> Che
         return "the checkpoint does not say where it is"
     if origin.model not in EMBEDDED and not Path(origin.model).is_dir():
         return f"{origin.model} is not here, and is not downloaded for this"
-    found = open_checkpoint(origin.model)
+    found = open_checkpoint(origin.model, trust_remote_code=trust_remote_code)
     return found if found.fingerprint(progress) == origin.fingerprint else f"{origin.model} has changed since"
 
 

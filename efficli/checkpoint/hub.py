@@ -127,7 +127,9 @@ def _not_reached(repository: str, revision: str | None, weights: bool) -> Checkp
     if weights:
         return CheckpointError(f"only in part in the Hugging Face cache, and {offline}", where=repository)
     word = repository if revision is None else f"{repository}@{revision}"
-    return NotCachedError(f"{word} is not in the Hugging Face cache, and {offline}")
+    first = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect"
+    advice = f"{first}, or fetch it elsewhere (hf download {repository}) and give its folder"
+    return NotCachedError(f"{word} is neither a folder here nor in the Hugging Face cache, and {offline}", hint=advice)
 
 
 class NotCachedError(CheckpointError):

@@ -70,7 +70,8 @@ def _on_hub(word: str, repository: str, revision: str | None) -> Place:
         hint = suggest(word)
         raise CheckpointError(error.message, hint=hint if "did you mean" in hint else error.hint) from None
     except hub.NotCachedError as error:
-        raise CheckpointError(f"no such checkpoint: {error.message}", hint=suggest(word)) from None
+        hint = suggest(word)
+        raise CheckpointError(error.message, hint=hint if "did you mean" in hint else error.hint) from None
     return Place(root, repository, root.name)
 
 

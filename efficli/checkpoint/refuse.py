@@ -21,7 +21,7 @@ def check_remote_code(config: Mapping[str, Any], where: str, trust_remote_code: 
         raise SecurityError(
             "refusing to run code from the checkpoint (auto_map)",
             where=where,
-            hint="efficli never runs it; if the model is a plain member of its family, --trust-remote-code ignores it",
+            hint="a plain member of its family is taken with --trust-remote-code; code of it is not run then either",
         )
     return f"{where}: auto_map ignored; no code from the checkpoint is run"
 

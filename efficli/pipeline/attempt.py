@@ -44,6 +44,7 @@ def try_artifact(
     base: str | None = None,
     max_tokens: int = 64,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     on_piece: Callable[[Side, str], None] | None = None,
     progress: Progress | None = None,
 ) -> Tried:
@@ -58,20 +59,22 @@ def try_artifact(
         other: Checkpoint | Path | None = None
         if base is not None:
             names["base"] = base
-            other = _open_base(base, stack, threads, progress or Silent())
+            other = _open_base(base, stack, threads, trust_remote_code, progress or Silent())
         written = compare.try_artifact(
             file, prompt, base=other, max_tokens=max_tokens, threads=threads, on_piece=on_piece
         )
     return Tried(prompt=prompt, names=names, completions=written)
 
 
-def _open_base(base: str, stack: ExitStack, threads: int | None, progress: Progress) -> Checkpoint | Path:
+def _open_base(
+    base: str, stack: ExitStack, threads: int | None, trust_remote_code: bool, progress: Progress
+) -> Checkpoint | Path:
     path = Path(base)
     if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
         return compare.model_file(path)
     if torch_is_installed():
-        return open_checkpoint(base)
+        return open_checkpoint(base, trust_remote_code=trust_remote_code)
     progress.note(f"{base} is run by llama.cpp from an F32 file: PyTorch is not installed")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="efficli-base-"))) / "f32"
-    export(base, folder, types=("F32",), certificate=False, threads=threads)
+    export(base, folder, types=("F32",), certificate=False, threads=threads, trust_remote_code=trust_remote_code)
     return compare.model_file(folder)

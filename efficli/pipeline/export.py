@@ -39,6 +39,7 @@ def export(
     pre_tokenizer: str | None = None,
     allow_non_ternary: bool = False,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     base: str | None = None,
     text: str | os.PathLike[str] | None = None,
     ctx: int = 512,
@@ -55,7 +56,8 @@ def export(
     """Write `model` (directory, hub id, `reference`) as GGUF files into the directory `output`, load and measure them.
 
     `types` are llama.cpp's names; several are written in one read. `imatrix` is a file or "auto". `tensor_types` are
-    (regular expression, type). The certificate compares with the origin, or with `base`, on the evaluation slice or
+    (regular expression, type). `trust_remote_code` takes a model that names code of its own; no code of it is run. The
+    certificate compares with the origin, or with `base`, on the evaluation slice or
     `text`, in windows of `ctx` tokens; `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written
     and GateError is raised. `strict` turns fallbacks and an absent origin into errors. With `dry_run` nothing is
     written. Errors are those of `efficli.errors`; `output` is untouched or whole after each of them.
@@ -72,6 +74,7 @@ def export(
         pre_tokenizer=pre_tokenizer,
         allow_non_ternary=allow_non_ternary,
         revision=revision,
+        trust_remote_code=trust_remote_code,
         base=base,
         text=None if text is None else os.fspath(text),
         ctx=ctx,
@@ -92,7 +95,7 @@ def run_export(
     """Run the export of a recipe; see `export`."""
     clock = Clock()
     with clock("prepare"):
-        ckpt = open_checkpoint(recipe.model, revision=recipe.revision)
+        ckpt = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         if not dry_run:
             check_output(output, [ckpt.root], force)
         job = prepare(
@@ -127,8 +130,8 @@ def _origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint 
     if not recipe.certificate.enabled:
         return None
     if recipe.certificate.base is not None:
-        return open_checkpoint(recipe.certificate.base)
-    found = find_origin(ckpt, progress)
+        return open_checkpoint(recipe.certificate.base, trust_remote_code=recipe.trust_remote_code)
+    found = find_origin(ckpt, progress, trust_remote_code=recipe.trust_remote_code)
     if isinstance(found, Checkpoint):
         return found
     if recipe.strict:

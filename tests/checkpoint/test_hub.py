@@ -93,7 +93,7 @@ def test_revisions(cache: Path, tmp_path: Path) -> None:
     assert open_checkpoint("org/pico@v2.0", revision="v2.0").revision == OTHER
     with pytest.raises(UsageError, match=r"two revisions: 'v2\.0' in the name and 'main'"):
         open_checkpoint("org/pico@v2.0", revision="main")
-    with pytest.raises(CheckpointError, match="org/pico@v3 is not in the Hugging Face cache"):
+    with pytest.raises(CheckpointError, match="org/pico@v3 is neither a folder here nor in the Hugging Face cache"):
         open_checkpoint("org/pico@v3")
     with pytest.raises(UsageError, match="a directory has no revision"):
         open_checkpoint(tmp_path / "a", revision="main")
@@ -111,7 +111,7 @@ def test_not_cached_and_offline(cache: Path, tmp_path: Path) -> None:
     with lost_nothing(tmp_path), pytest.raises(CheckpointError) as caught:
         open_checkpoint("org/pico-lama")
     assert caught.value.line == (
-        "no such checkpoint: org/pico-lama is not in the Hugging Face cache, and HF_HUB_OFFLINE is set"
+        "org/pico-lama is neither a folder here nor in the Hugging Face cache, and HF_HUB_OFFLINE is set"
     )
     assert caught.value.hint == "did you mean 'org/pico-llama'?"
     assert caught.value.exit_code == 1
@@ -214,7 +214,7 @@ def test_no_network(tmp_path: Path) -> None:
     assert found.stdout == f"org/pico {COMMIT}\n"
     found = in_fresh_interpreter("org/other", **environment)
     assert found.stdout == (
-        "1 no such checkpoint: org/other is not in the Hugging Face cache, and there is no network\n"
+        "1 org/other is neither a folder here nor in the Hugging Face cache, and there is no network\n"
     )
 
 

@@ -50,7 +50,9 @@ def read_imatrix(path: Path) -> Imatrix:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+        reason = (error.strerror or str(error)).lower()
+        hint = "llama-imatrix makes such a file; --imatrix auto computes one now"
+        raise CheckpointError(f"cannot read {path}: {reason}", hint=hint) from None
     found = _means(path, read_gguf(path)) if magic == b"GGUF" else _legacy(path)
     if not found:
         raise CheckpointError("holds no importance matrix", where=path.name)
