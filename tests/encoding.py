@@ -10,6 +10,7 @@ from efficli.export.gguf.model import layout
 from efficli.export.gguf.types import FILE_TYPES, TypeRequest, choose_types
 from efficli.export.gguf.writer import write_files
 from efficli.families import read_shape
+from efficli.ops.llama_log import llama_cpp as bindings
 from tests.gguf_reader import Reader
 from tests.pico import write_llama
 
@@ -41,10 +42,7 @@ class Model:
 
 def quantize_by_llama(source, out, kind, imatrix=None, pure=False):
     """llama_model_quantize, by the binding's own structures."""
-    import llama_cpp
-
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, None)
+    llama_cpp = bindings()  # with the one log listener, which is never freed: another would crash the next test
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.pure = FILE_TYPES[kind], 2, pure
     if imatrix:
