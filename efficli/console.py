@@ -50,12 +50,12 @@ class Terminal:
         return self._console
 
     def start(self, task: str, total: float, unit: str = "") -> None:
-        """Begin a task of `total` units; drawn as a bar with the time left."""
+        """Begin a task of `total` units; drawn as a bar with the time left, or, without a unit, the time gone by."""
         self.finish()
         self._task, self._begin = task, time.monotonic()
         if self.verbosity < 0 or not sys.stderr or not sys.stderr.isatty():
             return
-        self._bar = _bar(self.console, unit)
+        self._bar = _bar(total, unit, self.color)
         self._id = self._bar.add_task(task, total=total or None, unit=unit)
         self._bar.start()
 
@@ -120,7 +120,7 @@ class Terminal:
             table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+        self.console.print(Text(f"\n{title}", style="bold"))
         self.console.print(table)
 
     @contextlib.contextmanager
@@ -169,15 +169,23 @@ def fill_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
-def _bar(console: Console, unit: str) -> Bar:
+def _bar(total: float, unit: str, color: bool) -> Bar:
     from rich import progress
+    from rich.console import Console
 
-    amount: tuple[progress.ProgressColumn, ...] = (
-        (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
-        if unit in ("B", "bytes")
-        else (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"))
-    )
+    console = Console(stderr=True, no_color=not color, highlight=False)
+    console.width = max(console.width - len("^C "), 20)  # what the terminal echoes must not begin a line of its own
     described = progress.TextColumn("{task.description}", markup=False)
+    if not unit:
+        elapsed = progress.TimeElapsedColumn()
+        return progress.Progress(described, progress.BarColumn(), elapsed, console=console, transient=True)
+    amount: tuple[progress.ProgressColumn, ...]
+    if unit in ("B", "bytes"):
+        amount = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+    elif total < 100_000:
+        amount = (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"))
+    else:  # two numbers of nine digits say less
+        amount = (progress.TaskProgressColumn(), progress.TextColumn("of {task.total:,.0f} {task.fields[unit]}"))
     return progress.Progress(
         described, progress.BarColumn(), *amount, progress.TimeRemainingColumn(), console=console, transient=True
     )

@@ -9,7 +9,7 @@ class Progress(Protocol):
     """What long-running functions report to; `console.py` draws it, tests ignore it."""
 
     def start(self, task: str, total: float, unit: str = "") -> None:
-        """Begin a task of `total` units (bytes, tokens, tensors); only one runs at a time."""
+        """Begin a task of `total` units (bytes, tokens, tensors), 0 if that is not known; only one runs at a time."""
 
     def advance(self, amount: float) -> None:
         """`amount` more units of the current task are done."""

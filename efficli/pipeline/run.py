@@ -146,8 +146,13 @@ class ExportRun:
     def _load(self, written: Sequence[WrittenFile]) -> tuple[list[Verified], list[str]]:
         """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""
         with self.clock("load"):
-            verified = [verify_file(w.path, threads=self.threads, progress=self.progress) for w in written]
+            verified = []
+            for file in written:
+                self.progress.start(f"loading {file.path.name}", 0)
+                verified.append(verify_file(file.path, threads=self.threads, progress=self.progress))
+            self.progress.start("comparing token ids", 0)
             rows = compare_tokens(written[0].path, self.job.checkpoint, self.progress)
+            self.progress.finish()
         for row in rows:
             self.progress.note(row)
         return verified, rows
@@ -158,6 +163,7 @@ class ExportRun:
         if not options.enabled:
             return [None] * len(written)
         with self.clock("certificate"):
+            self.progress.start("loading the origin", 0)
             ids = SourceTokenizer(self.job.checkpoint)
             certificates = certify_all(
                 [w.path for w in written],
@@ -170,6 +176,7 @@ class ExportRun:
                 origin_name=None if self.origin is None else self.origin.name,
                 progress=self.progress,
             )
+            self.progress.finish()
         for certificate in certificates:
             certificate.check(gates.max_kld, gates.min_top1)
         return list(certificates)
