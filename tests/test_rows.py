@@ -340,6 +340,17 @@ def test_no_pickle_is_opened(models, tmp_path, capsys):
             assert (folder / "canary").exists()
 
 
+def test_code_is_not_run_when_it_is_trusted_either(models, tmp_path, capsys):
+    """Row 6 with --trust-remote-code: a note, and the canary in the checkpoint's module is not there."""
+    row = Row(6, "code", config(auto_map={"AutoModelForCausalLM": "evil.Model"}), "")
+    model = damaged(models, tmp_path, row)
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Model: pass\n")
+    with lost_nothing(tmp_path, published=["out"]):
+        words = ["export", str(model), "-o", str(tmp_path / "out"), "--type", "Q8_0", "--no-certificate"]
+        assert main([*words, "--trust-remote-code"]) == 0
+    assert "note: config.json: auto_map ignored; no code from the checkpoint is run" in capsys.readouterr().err
+
+
 def test_what_is_left_out_is_said(models, tmp_path, capsys):
     """Row 26 without --strict."""
     (row,) = [row for row in ROWS if row.number == 26]

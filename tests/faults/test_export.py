@@ -14,6 +14,7 @@ import pytest
 
 from efficli.artifact import read_artifact
 from tests.faults.preload import ROOT, sweep
+from tests.faults.process import listen
 from tests.lost_nothing import fingerprint, lost_nothing
 from tests.pico import write_llama
 
@@ -42,6 +43,7 @@ def start(
     """`python -m efficli ...`, or the same after the lines of `code`."""
     begin = ["-m", "efficli"] if code is None else ["-c", f"{code}\n{PREPARE}sys.exit(main())"]
     options.setdefault("stdout", subprocess.PIPE)
+    options.setdefault("preexec_fn", listen)
     environment = dict(os.environ if env is None else env)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -207,6 +209,30 @@ def test_a_signal_in_the_middle_of_a_conversion(slow_model, tmp_path, numbers, c
     assert seconds < 1.5
 
 
+def children(process: subprocess.Popen[str]) -> set[str]:
+    """Process ids of a process's children."""
+    return set(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("nth", "options"), [(1, ["--no-certificate"]), (3, [])], ids=["load check", "certificate, after two others"]
+)
+def test_ctrl_c_while_a_child_works(model, tmp_path, nth, options):
+    """As a terminal sends it: to the command and its child at once. Neither says anything else, and both are gone."""
+    words = ["export", str(model), "-o", str(tmp_path / "out"), "--type", "Q8_0", *options]
+    with lost_nothing(tmp_path), start(words, start_new_session=True) as process:
+        seen: set[str] = set()
+        while len(seen) < nth:
+            assert process.poll() is None, process.communicate()[1]
+            seen |= children(process)
+            time.sleep(0.005)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (130, "interrupted; nothing was changed\n")
+    assert not [child for child in seen if Path("/proc", child).exists()]
+
+
 def test_killed_in_the_middle_and_run_again(slow_model, model, tmp_path):
     with lost_nothing(tmp_path, temporary=True), begin_slowly(slow_model, tmp_path / "out") as process:
         process.kill()
@@ -298,6 +324,19 @@ def test_the_same_bytes_whatever_the_surroundings(model, tmp_path, name):
             status, told = run(command(model, out, "--type", "Q4_0,Q8_0", "-t", threads), env=environment)
         assert (status, errors(told)) == (0, [])
     assert bytes_of(outs[0]) == bytes_of(outs[1])
+
+
+def test_a_clock_that_jumps(model, tmp_path):
+    """Backwards and forwards by decades, at every look."""
+    clock = """
+import itertools, time
+jumps, now, day = itertools.cycle([0, 10**9, -10**9]), time.time, time.gmtime
+time.time = lambda: now() + next(jumps)
+time.gmtime = lambda seconds=None: day(time.time() if seconds is None else seconds)
+"""
+    for name, code in (("plain", None), ("odd", clock)):
+        assert run(command(model, tmp_path / name, "--type", "Q8_0"), code)[0] == 0
+    assert bytes_of(tmp_path / "odd") == bytes_of(tmp_path / "plain")
 
 
 @pytest.mark.slow
