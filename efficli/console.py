@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from efficli.errors import EffiError
+from efficli.interrupt import discard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,10 @@ class Terminal:
         if hint:
             self._line(f"hint: {hint}")
         if self.as_json:
-            self.data({"error": {"code": code, "where": where, "message": message, "hint": hint}})
+            try:
+                self.data({"error": {"code": code, "where": where, "message": message, "hint": hint}})
+            except BrokenPipeError:  # stderr has the line, and the exit code is the error's
+                discard(1)
 
     def failure(self, error: EffiError) -> None:
         """An error that a user can act on."""
@@ -120,8 +124,10 @@ class Terminal:
             table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(Text(f"\n{title}", style="bold"))
-        self.console.print(table)
+        with self.console.capture() as drawn:  # rich would end the process where the reader has gone
+            self.console.print(Text(f"\n{title}", style="bold"))
+            self.console.print(table)
+        self._write(drawn.get())
 
     @contextlib.contextmanager
     def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
@@ -151,10 +157,19 @@ class Terminal:
     def _line(self, line: str) -> None:
         if self._bar is not None:  # above the bar, which rich draws again
             self._bar.console.print(line, markup=False, soft_wrap=True)
-        elif sys.stderr:
-            encoding = sys.stderr.encoding or "utf-8"
-            sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        else:
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        """Text on stderr; a reader of it that has gone is no reason to stop the work."""
+        if not sys.stderr:
+            return
+        encoding = sys.stderr.encoding or "utf-8"
+        try:
+            sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
             sys.stderr.flush()
+        except BrokenPipeError:
+            discard(2)
 
 
 def fill_closed_streams() -> None:

@@ -46,7 +46,7 @@ def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
         say(f"interrupted; {became}")
         return 128 + number
     except BrokenPipeError:
-        _discard_stdout()
+        discard(1)
         return 0
     except WAYS as error:
         if not is_out_of_memory(error):
@@ -93,8 +93,11 @@ def _fill_standard_descriptors() -> None:
     os.close(descriptor)
 
 
-def _discard_stdout() -> None:
-    """Let what is still buffered go nowhere, so that the interpreter's last flush does not complain."""
+def discard(descriptor: int) -> None:
+    """Let what is still to be written to stdout (1) or stderr (2) go nowhere: its reader has gone.
+
+    Without this the interpreter's last flush would complain.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)

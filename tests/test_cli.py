@@ -154,7 +154,7 @@ def test_completion_names_the_commands():
 @pytest.mark.parametrize("as_json", [False, True])
 def test_each_error_has_its_code_and_its_line(capsys, monkeypatch, error, code, stderr, as_json):
     monkeypatch.setattr(efficli.pipeline, "export", raising(error))
-    monkeypatch.setattr("efficli.interrupt._discard_stdout", lambda: None)  # it would close pytest's own
+    monkeypatch.setattr("efficli.interrupt.discard", lambda descriptor: None)  # it would close pytest's own
     found, out, err = run(capsys, "export", "m", "-o", "o", *(["--json"] if as_json else []))
     assert found == code
     assert err == stderr if stderr is not None else err.startswith("error: out of memory")
@@ -273,6 +273,27 @@ def test_a_reader_that_leaves_is_no_error(artifact):
     program = f"{sys.executable} -m efficli try {artifact} -p ab -n 16 | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("export none -o {out} --json | head -c 0", 1),
+        ("export none -o {out} --json 2>&1 | head -c 0", 1),
+        ("export none -o {out} 2>&1 | head -c 0", 1),
+        ("exprot --json 2>&1 | head -c 0", 2),
+        ("export {model} -o {out} --type Q4_0 --no-certificate -v --json 2>&1 | head -c 0", 0),
+        ("export {model} -o {out} --type Q4_0 --no-certificate -v 2>&1 | head -c 0", 0),
+        ("export {model} -o {out} --type Q4_0 --no-certificate -v 2> >(head -c 0)", 0),
+    ],
+)
+def test_readers_that_leave_hide_no_error_and_stop_no_work(model, tmp_path, words, code):
+    out = tmp_path / "out"
+    shell = f"{sys.executable} -m efficli {words.format(model=model, out=out)}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert out.exists() == (code == 0)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -127,7 +127,8 @@ class Certificate:
                 measured = f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
                 found = f"{FIGURES[name]} is {measured} (n = {self.total.n})"
                 wish = f"expected {'at least' if below else 'at most'} {limit:g} ({flag})"
-                raise GateError(f"{found}, {wish}", where=self.artifact)
+                hint = "nothing was written; take a type with more bits, --imatrix auto, or another limit"
+                raise GateError(f"{found}, {wish}", where=self.artifact, hint=hint)
 
 
 def certify(
