@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,8 @@ def write_whole(path: Path, state: dict[str, Any]) -> None:
 
 def train(work: Path, plan: Plan, shape: Shape, init: Path | None, device: str, save_seconds: float = 240.0) -> None:
     """Run `plan` in `work`, going on from its state if there is one; the state is what it leaves behind."""
+    if init and not (work / "tokenizer.json").exists():
+        shutil.copyfile(init.parent / "tokenizer.json", work / "tokenizer.json")
     prepare(work, shape)
     torch.manual_seed(plan.seed)
     model = Llama(shape).to(device)
@@ -200,7 +203,7 @@ def main() -> None:
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--adam-rate", type=float, default=0.003)
     parser.add_argument("--decay-from", type=float, default=0.55, help="share of the tokens before the decay")
-    parser.add_argument("--init", type=Path, help="model.safetensors to start from")
+    parser.add_argument("--init", type=Path, help="model.safetensors to start from, its tokenizer beside it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
