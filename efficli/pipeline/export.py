@@ -93,6 +93,7 @@ def run_export(
     recipe: Recipe, output: Path, *, threads: int | None, force: bool, dry_run: bool, progress: Progress
 ) -> ExportResult:
     """Run the export of a recipe; see `export`."""
+    _check_gates(recipe)
     clock = Clock()
     with clock("prepare"):
         ckpt = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
@@ -123,6 +124,14 @@ def run_export(
     if dry_run:
         return result
     return ExportRun(recipe, job, origin, threads, progress, clock).write(result, force)
+
+
+def _check_gates(recipe: Recipe) -> None:
+    """UsageError for a gate that nothing would be held against."""
+    gates = {"--max-kld": recipe.gates.max_kld, "--min-top1": recipe.gates.min_top1}
+    asked = [flag for flag, limit in gates.items() if limit is not None]
+    if asked and not recipe.certificate.enabled:
+        raise UsageError(f"{asked[0]} needs the certificate", hint="leave out --no-certificate")
 
 
 def _origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint | None:

@@ -154,7 +154,9 @@ def test_rows_that_do_not_fill_blocks_fall_back_and_are_reported():
     assert told["blk.7.attn_v.weight"] == ("Q6_K", "Q8_0", 576)
     assert "blk.0.ffn_down.weight" not in told
     assert all(choice.types[name] == got for name, (_, got, _) in told.items())
-    assert str(choice.fallbacks[0]).startswith("token_embd.weight: rows of 576 do not fill the blocks of 256 of Q6_K")
+    assert str(choice.fallbacks[0]).startswith(
+        "token_embd.weight is Q8_0: rows of 576 do not fill the blocks of 256 of Q6_K"
+    )
     assert not choose("Q2_0", {"hidden": 576, "ffn": 1536}, token_embedding_type="Q8_0").fallbacks
 
 

@@ -103,6 +103,12 @@ def test_gates_publish_nothing(checkpoint, text, tmp_path):
     assert tree_hash(checkpoint) == before
 
 
+def test_a_gate_without_a_certificate_is_refused(checkpoint, tmp_path):
+    with pytest.raises(UsageError, match=r"^--max-kld needs the certificate$"):
+        efficli.export(checkpoint, tmp_path / "out", max_kld=0.1, certificate=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_existing_output_is_kept_without_force(exported, checkpoint):
     before = tree_hash(exported.output)
     with pytest.raises(OutputError, match="exists"):

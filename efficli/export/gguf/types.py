@@ -75,7 +75,8 @@ class Fallback:
 
     def __str__(self) -> str:
         block = block_size(self.wanted)
-        return f"{self.tensor}: rows of {self.columns} do not fill the blocks of {block} of {self.wanted}: {self.got}"
+        why = f"rows of {self.columns} do not fill the blocks of {block} of {self.wanted}"
+        return f"{self.tensor} is {self.got}: {why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
