@@ -17,7 +17,7 @@ from efficli.bench.quality import find_origin
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import CheckpointError, UsageError
 from efficli.export.gguf.imatrix import read_imatrix
-from efficli.export.gguf.job import any_imatrix, prepare
+from efficli.export.gguf.job import prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.pipeline.result import ExportResult, planned
 from efficli.pipeline.run import Clock, ExportRun
@@ -106,8 +106,6 @@ def run_export(
             pre_tokenizer=recipe.export.pre_tokenizer,
             strict=recipe.strict,
         )
-        if recipe.export.imatrix == "auto":
-            job = job.with_imatrix(any_imatrix(job.tensors))
         origin = _origin(ckpt, recipe, progress)
     result = ExportResult(
         output=output,
@@ -166,6 +164,7 @@ def _requests(recipe: Recipe) -> list[TypeRequest]:
             token_embedding_type=options.token_embedding_type,
             pure=options.pure,
             imatrix=imatrix,
+            imatrix_follows=options.imatrix == "auto",
             allow_non_ternary=options.allow_non_ternary,
         )
         for kind in options.type

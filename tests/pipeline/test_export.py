@@ -141,6 +141,17 @@ def test_importance_matrix_computed_on_the_way(checkpoint, tmp_path):
     assert result.files[0].nbytes == pytest.approx(plain.files[0].nbytes, rel=0.02)
 
 
+def test_types_that_need_an_importance_matrix_get_the_computed_one(tmp_path):
+    checkpoint = write_llama(tmp_path / "wide", hidden=256, ffn=256, heads=4, layers=1)
+    planned = efficli.export(checkpoint, tmp_path / "out", types=("IQ3_XXS",), imatrix="auto", dry_run=True)
+    result = efficli.export(checkpoint, tmp_path / "out", types=("IQ3_XXS",), imatrix="auto", certificate=False)
+    assert result.files[0].nbytes == planned.files[0].nbytes == (result.output / result.files[0].name).stat().st_size
+    types = {tensor.tensor_type.name for tensor in GGUFReader(result.output / result.files[0].name).tensors}
+    assert "IQ3_XXS" in types
+    with pytest.raises(UsageError, match="needs an importance matrix"):
+        efficli.export(checkpoint, tmp_path / "plain", types=("IQ3_XXS",), certificate=False)
+
+
 def test_absent_origin_is_said_and_an_error_under_strict(checkpoint, tmp_path):
     compressed = write_llama(tmp_path / "compressed", dtype="BF16")
     gone = Origin(fingerprint="sha256:" + "0" * 64, model=str(tmp_path / "gone"))

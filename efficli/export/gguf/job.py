@@ -22,7 +22,7 @@ from efficli.export.gguf.general import file_name, general_metadata, model_card
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, string
 from efficli.export.gguf.model import layout
-from efficli.export.gguf.types import TypeChoice, TypeRequest, choose_types, file_type
+from efficli.export.gguf.types import TypeChoice, TypeRequest, check_imatrix, choose_types, file_type
 from efficli.export.gguf.vocab import compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
 from efficli.families import ModelShape, read_shape
@@ -69,8 +69,10 @@ class GgufJob:
         return not self.shape.facts.causal
 
     def with_imatrix(self, imatrix: Mapping[str, NDArray[np.float32]]) -> GgufJob:
-        """The same job with the values of an importance matrix, whose presence `prepare` has already counted on."""
+        """The same job with the importance matrix that `prepare` was told would follow."""
         files = tuple(replace(f, choice=replace(f.choice, imatrix=imatrix)) for f in self.files)
+        for file in files:
+            check_imatrix(file.choice, self.tensors)
         return replace(self, files=files)
 
 
@@ -142,15 +144,6 @@ def _nbytes(metadata: Metadata, tensors: Sequence[OutTensor], choice: TypeChoice
             StoredTensor(tensor.name, tensor.shape, ggml.type_id(kind), rows * ggml.row_bytes(kind, tensor.shape[-1]))
         )
     return lay_out(metadata | choice.fields, stored).nbytes
-
-
-def any_imatrix(tensors: Sequence[OutTensor]) -> dict[str, NDArray[np.float32]]:
-    """Uniform importance of every matrix: stands for one that is computed later, as types depend on its presence."""
-    return {
-        t.name: np.ones(t.shape[-1] * (t.shape[0] if len(t.shape) == 3 else 1), np.float32)
-        for t in tensors
-        if len(t.shape) > 1
-    }
 
 
 def compare_tokens(path: Path, ckpt: Checkpoint, progress: Progress) -> list[str]:

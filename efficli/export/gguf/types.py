@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -61,6 +61,8 @@ class TypeRequest:
     """Every tensor the same type, no mixture."""
     imatrix: Mapping[str, NDArray[np.float32]] | None = None
     """Importance matrix: tensor name -> mean square of each input column (experts one after the other)."""
+    imatrix_follows: bool = False
+    """An importance matrix will be computed: types are chosen as if it were there."""
     allow_non_ternary: bool = False
 
 
@@ -151,7 +153,7 @@ def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequ
             output_tensor_type=output,
             token_embedding_type=embedding,
             overrides=overrides,
-            with_imatrix=request.imatrix is not None,
+            with_imatrix=request.imatrix is not None or request.imatrix_follows,
         )
         answer = run_child("efficli.ops.dry_run:choose", asdict(question), what="choosing types", timeout_s=120)
     types: dict[str, str] = {t.name: "F32" if t.keep_f32 else answer["types"][t.name] for t in tensors}
@@ -164,7 +166,8 @@ def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequ
         imatrix=request.imatrix,
         allow_non_ternary=request.allow_non_ternary,
     )
-    _check_imatrix(choice, tensors)
+    if not request.imatrix_follows:
+        check_imatrix(choice, tensors)
     return choice
 
 
@@ -243,7 +246,7 @@ def _fallbacks(
     return tuple(found)
 
 
-def _check_imatrix(choice: TypeChoice, tensors: list[OutTensor]) -> None:
+def check_imatrix(choice: TypeChoice, tensors: Sequence[OutTensor]) -> None:
     """Refuse very low bits without an importance matrix (garbage, says llama.cpp), and a matrix of another model."""
     for tensor in tensors:
         kind = choice.types[tensor.name]
