@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from efficli import __version__
-from efficli.console import Terminal, fill_closed_streams
+from efficli.console import Terminal
 from efficli.errors import EffiError, UsageError
-from efficli.interrupt import guard
+from efficli.interrupt import fill_closed_streams, guard
 
 app = typer.Typer(
     name="efficli",

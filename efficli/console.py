@@ -172,18 +172,6 @@ class Terminal:
             discard(2)
 
 
-def fill_closed_streams() -> None:
-    """Open /dev/null where stdin, stdout or stderr is closed.
-
-    The next file to be opened would get its number, and what a C library writes to stderr would end in an artifact.
-    """
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-
-
 def _bar(total: float, unit: str, color: bool) -> Bar:
     from rich import progress
     from rich.console import Console

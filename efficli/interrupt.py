@@ -35,7 +35,7 @@ def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
     """
     try:
         with _raising_signals():
-            _fill_standard_descriptors()
+            fill_closed_streams()
             code = body()
             if sys.stdout:
                 sys.stdout.flush()
@@ -85,9 +85,11 @@ def _raising_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if leaving else handler)
 
 
-def _fill_standard_descriptors() -> None:
-    """Open /dev/null where stdin, stdout or stderr was closed: a model file must not get the number 1, or a C library
-    that prints would print into it."""
+def fill_closed_streams() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed.
+
+    The next file to be opened would get its number, and what a C library prints would end in an artifact.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

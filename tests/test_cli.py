@@ -348,6 +348,6 @@ def test_two_columns_on_a_terminal(artifact):
 
 
 def test_a_closed_stderr_does_not_lend_its_number_to_an_artifact():
-    code = "import os; from efficli.console import fill_closed_streams as f; f(); print(os.open('/dev/null', 0) > 2)"
+    code = "import os; from efficli.interrupt import fill_closed_streams as f; f(); print(os.open('/dev/null', 0) > 2)"
     done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{code}" <&- 2>&-'], capture_output=True, text=True)
     assert done.stdout == "True\n"

@@ -125,9 +125,14 @@ def run_export(
 
 
 def _check_gates(recipe: Recipe) -> None:
-    """UsageError for a gate that nothing would be held against."""
-    gates = {"--max-kld": recipe.gates.max_kld, "--min-top1": recipe.gates.min_top1}
-    asked = [flag for flag, limit in gates.items() if limit is not None]
+    """UsageError for a wish about a certificate that is not made."""
+    wishes = {
+        "--max-kld": recipe.gates.max_kld,
+        "--min-top1": recipe.gates.min_top1,
+        "--base": recipe.certificate.base,
+        "--text": recipe.certificate.text,
+    }
+    asked = [flag for flag, wish in wishes.items() if wish is not None]
     if asked and not recipe.certificate.enabled:
         raise UsageError(f"{asked[0]} needs the certificate", hint="leave out --no-certificate")
 

@@ -177,3 +177,9 @@ def test_a_chat_template_that_never_ends_is_refused(tmp_path):
     with pytest.raises(SecurityError, match="did not render"):
         efficli.export(checkpoint, tmp_path / "out", types=("Q8_0",), certificate=False)
     assert [path.name for path in tmp_path.iterdir()] == ["pico"]
+
+
+def test_wishes_about_a_certificate_that_is_not_made_are_refused(checkpoint, text, tmp_path):
+    for wish in ({"base": str(checkpoint)}, {"text": text}, {"max_kld": 1.0}, {"min_top1": 0.5}):
+        with pytest.raises(UsageError, match="needs the certificate"):
+            efficli.export(checkpoint, tmp_path / "out", types=("Q8_0",), certificate=False, **wish)
