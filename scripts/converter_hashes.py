@@ -51,14 +51,15 @@ def main() -> None:
     """Convert both checkpoints to F32, F16 and BF16 and write the hashes."""
     root = str(Path(sys.argv[1]).resolve())
     found: dict[str, Any] = {}
-    for model in ("checkpoint", "twin"):
+    for model, name in (("checkpoint", "reference"), ("twin", "reference-twin")):
         folder = REPOSITORY / "efficli" / "reference" / model
         weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         found[model] = {"model.safetensors": weights}
         for kind in ("f32", "f16", "bf16"):
             with tempfile.TemporaryDirectory() as work:
-                out = Path(work) / "model.gguf"
-                code = RUN.format(root=root, model=str(folder), out=str(out), kind=kind)
+                out, named = Path(work) / "model.gguf", Path(work) / name
+                named.symlink_to(folder)  # the converter takes the model's name from the folder
+                code = RUN.format(root=root, model=str(named), out=str(out), kind=kind)
                 subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
                 found[model][kind] = contents(out)
     OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -55,14 +55,23 @@ def bits_per_byte(model: Llama, tokenizer: Tokenizer, text: str, context: int = 
 
 
 def prompts(code: str, count: int = NUM_PROMPTS) -> list[str]:
-    """Beginnings of top-level functions and classes: header and first body lines, at most seven, evenly spread."""
+    """Beginnings of top-level functions and classes, evenly spread: up to seven lines that parse, cut inside the body.
+
+    The next line of the source is still of the body: what is asked for is a continuation, not something new.
+    """
     starts = [m.start() for m in re.finditer(r"^(?:def|class|async def) ", code, re.MULTILINE)]
     found: list[str] = []
     for start in starts:
-        lines = code[start : start + 1200].split("\n")[:8]
+        lines = code[start : start + 1200].split("\n")[:-1]
         for keep in range(min(7, len(lines) - 1), 1, -1):
-            prompt = "\n".join(lines[:keep]) + "\n"
-            if _parses(prompt):
+            # no line break at the end: it belongs to one token with the indentation that follows
+            prompt, rest = "\n".join(lines[:keep]), lines[keep:]
+            inside = (
+                rest[0].startswith(" ")
+                and lines[keep - 1].strip()
+                and not any(line[:1].strip() for line in lines[1:keep])
+            )
+            if inside and _parses(prompt):
                 found.append(prompt)
                 break
     step = len(found) / count
@@ -113,7 +122,7 @@ def parse_share(model: Llama, tokenizer: Tokenizer, code: str) -> tuple[float, l
     for prompt in prompts(code):
         completion = complete(model, tokenizer, prompt)
         whole = whole_statements(prompt + completion)
-        good = len(whole) > len(prompt) and _parses(whole)
+        good = len(whole) > len(prompt) + 1 and _parses(whole)
         samples.append({"prompt": prompt, "completion": completion, "parses": good})
     return sum(bool(s["parses"]) for s in samples) / len(samples), samples
 
