@@ -61,7 +61,8 @@ is not meant to be useful in any other way: it writes plausible Python, not corr
 its name (`efficli/reference/corpus.py`). The bits per byte are of `text/evaluation-*.txt`, in windows of 1024 tokens.
 
 **Training.** `python -m efficli.reference.train`, two CPU cores, bfloat16 autocast; Muon for the matrices, AdamW for
-embeddings and norms, warm-up, constant, linear decay; {batch} tokens a step, sequences of 256 growing to 2048.
+embeddings and norms, warm-up, constant, linear decay; {steps} steps, {batch} tokens each at the end, in sequences of
+256 growing to 2048.
 
 ![loss curve](loss.png)
 
@@ -118,6 +119,7 @@ def write_card(folder: Path, log: Path, tokens: float) -> None:
         parse=figures["completions_that_parse"],
         n=figures["num_completions"],
         tokens=tokens,
+        steps=20 * len(rows),
         batch=batch,
         python=source,
     )
