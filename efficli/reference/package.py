@@ -66,7 +66,7 @@ embeddings and norms, warm-up, constant, linear decay; {steps} steps, {batch} to
 
 ![loss curve](loss.png)
 
-**Licence.** The text is © Python Software Foundation, under the PSF License Agreement (`../text/LICENSE-PSF.txt`); the
+**Licence.** The text is © Python Software Foundation, under the PSF License Agreement (`LICENSE`); the
 weights are distributed under the same terms.
 """
 
@@ -102,6 +102,7 @@ def save_checkpoint(weights: dict[str, torch.Tensor], shape: Shape, tokenizer: P
     ]:
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "LICENSE").write_bytes((HERE / "text" / "LICENSE-PSF.txt").read_bytes())
 
 
 def write_card(folder: Path, log: Path, tokens: float) -> None:
