@@ -102,7 +102,8 @@ def test_missing_text_and_missing_extra(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"text": ["one", "two"], "n": [1, 2]})
     rows.save_to_disk(str(tmp_path / "saved"))
     assert list(data.documents(tmp_path / "saved")) == ["one", "two"]

