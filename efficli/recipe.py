@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from efficli.errors import UsageError, did_you_mean
-from efficli.recipe_yaml import Document, Path, is_plain, parse
+from efficli.strict_yaml import Document, Path, is_plain, parse
 
 
 def _words(value: Any) -> Any:

@@ -20,8 +20,8 @@ LAYERS = (
     ("cli", "__main__"),
     ("console", "tables"),
     ("pipeline",),
-    ("recipe", "recipe_yaml", "export", "bench"),
-    ("checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt"),
+    ("recipe", "export", "bench"),
+    ("checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "target"),
     ("ops",),
     ("progress", "errors"),
 )

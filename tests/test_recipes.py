@@ -59,7 +59,7 @@ def test_there_are_shipped_recipes():
         (
             "version: 1\nmodel: !!python/object/apply:os.system [touch canary]\n",
             "recipe.yaml:2: tag '!!python/object/apply:os.system' is not read",
-            "recipes hold plain values only",
+            "plain values only are read",
         ),
         ("- a\n", "recipe.yaml:1: expected keys such as version, model and export", None),
         ("", "recipe.yaml:1: expected keys such as version, model and export", None),

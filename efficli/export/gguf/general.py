@@ -18,7 +18,7 @@ from gguf import GGUFWriter, Keys
 from efficli.checkpoint import Checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.layout import Field, Metadata
-from efficli.recipe_yaml import parse
+from efficli.strict_yaml import parse
 
 MAX_FRONT_MATTER = 1 << 16
 """Bytes of README.md that are looked at for its front matter."""

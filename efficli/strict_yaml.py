@@ -136,7 +136,7 @@ class _Reader:
     def plain(self, node: yaml.Node, kind: str) -> None:
         if node.tag not in (f"tag:yaml.org,2002:{kind}", "!"):
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise self.error(node, f"tag {tag!r} is not read", hint="recipes hold plain values only")
+            raise self.error(node, f"tag {tag!r} is not read", hint="plain values only are read")
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         word: str = node.value
