@@ -10,12 +10,11 @@ import pathlib
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field
 
-from efficli.errors import UsageError, did_you_mean
-from efficli.strict_yaml import Document, Path, is_plain, parse
+from efficli import strict_schema
+from efficli.strict_schema import Part
+from efficli.strict_yaml import Document, is_plain
 
 
 def _words(value: Any) -> Any:
@@ -26,11 +25,7 @@ def _words(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class Export(_Part):
+class Export(Part):
     """Which file to write: keys are the options of `efficli export` with `_` for `-`."""
 
     format: Literal["gguf"] = "gguf"
@@ -53,7 +48,7 @@ class Export(_Part):
     """Write a ternary type from weights that are not ternary."""
 
 
-class Certificate(_Part):
+class Certificate(Part):
     """What the artifact is compared with, and on which text."""
 
     enabled: bool = True
@@ -66,7 +61,7 @@ class Certificate(_Part):
     """Tokens of a window."""
 
 
-class Gates(_Part):
+class Gates(Part):
     """What must hold, or exit 3."""
 
     max_kld: Annotated[float, Field(ge=0)] | None = None
@@ -75,7 +70,7 @@ class Gates(_Part):
     """Smallest share of positions with the same most likely token, 0 to 1."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A model, what to do with it, and what must hold."""
 
     version: Literal[1]
@@ -135,7 +130,7 @@ class Recipe(_Part):
             "certificate": {"enabled": certificate, "base": base, "text": text, "ctx_size": ctx},
             "gates": {"max_kld": max_kld, "min_top1": min_top1},
         }  # fmt: skip
-        return _validate(Document("", values, {}))
+        return strict_schema.validate(Recipe, Document("", values, {}))
 
     def to_json(self) -> dict[str, Any]:
         """All values, defaults too: what `efficli.json` keeps."""
@@ -168,74 +163,9 @@ _Dumper.add_representer(str, _Dumper.represent_word)
 
 def load(path: pathlib.Path) -> Recipe:
     """The recipe in a file; UsageError with file:line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no such recipe: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read ({error})", where=str(path)) from None
-    return parse_recipe(text, str(path))
+    return strict_schema.load(Recipe, path, "recipe")
 
 
 def parse_recipe(text: str, name: str = "recipe.yaml") -> Recipe:
     """The recipe in `text`; `name` is what errors call it."""
-    document = parse(text, name)
-    if not isinstance(document.values, dict):
-        raise UsageError("expected keys such as version, model and export", where=document.where(()))
-    return _validate(document)
-
-
-def _validate(document: Document) -> Recipe:
-    try:
-        return Recipe.model_validate(document.values)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=True)
-        first, *rest = [_explain(problem, document) for problem in problems]
-        message = first[0]
-        if rest:
-            message += f" (and {len(rest)} more: {'; '.join(text for text, _, _ in rest[:3])})"
-        raise UsageError(message, where=first[1], hint=first[2]) from None
-
-
-def _explain(problem: ErrorDetails, document: Document) -> tuple[str, str | None, str | None]:
-    """Message, place and hint of one of pydantic's findings, in the words of the file or of the command line."""
-    path: Path = problem["loc"]
-    if document.name:
-        key, where = ".".join(str(part) for part in path), document.where(path)
-    else:
-        key, where = _option(path), None
-    kind, found = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return f"unknown key {key!r}", where, did_you_mean(str(path[-1]), _keys(path[:-1]))
-    if kind == "missing":
-        return f"key {key!r} is missing", where, "version: 1" if key == "version" else None
-    if kind == "bool_type" and isinstance(found, str) and found.lower() in ("yes", "no", "on", "off"):
-        value = "true" if found.lower() in ("yes", "on") else "false"
-        return f"{key}: {found!r} is a word, expected true or false", where, f"{path[-1]}: {value}"
-    if kind == "literal_error":
-        return f"{key}: {found!r}, expected {problem['ctx']['expected']}", where, None
-    if kind == "too_short":
-        return f"{key} is empty, expected at least one", where, None
-    if kind == "model_type":
-        return f"{key}: {found!r}, expected keys ({', '.join(_keys(path))})", where, None
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key}: {found!r}, expected {expected}", where, None
-
-
-def _option(path: Path) -> str:
-    """What the command line calls a key of the recipe: `export.type` is --type."""
-    words = [part for part in path if isinstance(part, str)]
-    return "--" + words[-1].replace("_", "-")
-
-
-def _keys(path: Path) -> list[str]:
-    """The keys that the schema knows at `path`."""
-    model: Any = Recipe
-    for part in path:
-        field = _fields(model).get(str(part))
-        model = field.annotation if field else None
-    return list(_fields(model))
-
-
-def _fields(model: Any) -> dict[str, FieldInfo]:
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+    return strict_schema.loads(Recipe, text, name)

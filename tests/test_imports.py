@@ -21,10 +21,13 @@ LAYERS = (
     ("console", "tables"),
     ("pipeline",),
     ("recipe", "export", "bench"),
-    ("checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "target"),
+    (
+        "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema",
+        "target",
+    ),
     ("ops",),
     ("progress", "errors"),
-)
+)  # fmt: skip
 """From the surface to the ground: a module imports from its own line and the lines below."""
 RANK = {name: rank for rank, line in enumerate(reversed(LAYERS)) for name in line}
 STRANGERS = {("export", "bench"), ("bench", "export"), ("recipe", "export"), ("recipe", "bench")}

@@ -61,8 +61,8 @@ def test_there_are_shipped_recipes():
             "recipe.yaml:2: tag '!!python/object/apply:os.system' is not read",
             "plain values only are read",
         ),
-        ("- a\n", "recipe.yaml:1: expected keys such as version, model and export", None),
-        ("", "recipe.yaml:1: expected keys such as version, model and export", None),
+        ("- a\n", "recipe.yaml:1: expected keys such as version and model", None),
+        ("", "recipe.yaml:1: expected keys such as version and model", None),
         ("a: &a [*a]\n", "recipe.yaml:1: nested more than 20 deep", None),
     ],
 )
