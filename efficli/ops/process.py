@@ -1,0 +1,143 @@
+"""What the kernel says of one process, ours or not: memory, CPU time, time spent waiting for a CPU, page faults.
+
+All of it is read from outside and costs the process nothing. Linux tells; elsewhere, and for a process that is gone,
+every function here returns None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NS = 1e-9
+_TICKS = os.sysconf("SC_CLK_TCK")
+_FIRST_FIELD = 3  # of /proc/PID/stat behind the name, as proc(5) counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMemory:
+    """Memory of a process; bytes. Linux counts in batches of pages a CPU, so a part may be some 100 kB off."""
+
+    rss_anon: int
+    """Heap, stacks and private copies: what must be there."""
+    rss_file: int
+    """Pages of files, mapped ones included: the kernel may drop them and read them again."""
+    rss_shmem: int
+    """Shared memory and tmpfs."""
+    peak_rss: int
+    """VmHWM: the highest sum of the three since the process began its program."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadTime:
+    """What a thread has had and not had of a CPU since it began; seconds."""
+
+    ran: float
+    waited: float
+    """Ready to run while something else did."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """The part of /proc/PID/stat that says who a process is and what it has used."""
+
+    name: str
+    started: int
+    """Clock ticks after boot: tells a process from a later one with the same number."""
+    cpu: float
+    """Seconds of CPU of all its threads, in steps of a clock tick."""
+    major_faults: int
+
+
+def memory_of(pid: int) -> ProcessMemory | None:
+    """Memory of a process as /proc/PID/status has it; about 20 microseconds, so that it can be called often."""
+    text = _read(f"/proc/{pid}/status")
+    if text is None:
+        return None
+    begin = text.find(b"\nVmHWM:")
+    if begin < 0:  # a process that has ended and is not yet waited for, or a thread of the kernel
+        return None
+    sizes: dict[bytes, int] = {}
+    for line in text[begin + 1 :].split(b"\n", 5)[:5]:
+        name, _, value = line.partition(b":")
+        sizes[name] = int(value.split()[0]) * 1024
+    try:
+        return ProcessMemory(
+            rss_anon=sizes[b"RssAnon"],
+            rss_file=sizes[b"RssFile"],
+            rss_shmem=sizes[b"RssShmem"],
+            peak_rss=sizes[b"VmHWM"],
+        )
+    except KeyError:  # Linux before 4.5 does not split it
+        return None
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time of all threads that the process has or had; not that of its children."""
+    # the process' CPU clock, as clock_getcpuclockid(3) numbers it: exact, where /proc counts ticks of 10 ms
+    with contextlib.suppress(OSError):
+        return time.clock_gettime((~pid << 3) | 2)
+    found = stat_of(pid)
+    return found.cpu if found else None
+
+
+def waited_seconds(pid: int) -> float | None:
+    """How long its living threads were ready to run and had no CPU, summed; None where the kernel does not count."""
+    threads = thread_times(pid)
+    return sum(thread.waited for thread in threads.values()) if threads else None
+
+
+def thread_times(pid: int) -> Mapping[int, ThreadTime]:
+    """The living threads by their number; empty where the kernel does not count or the process is gone."""
+    found = {}
+    try:
+        with os.scandir(f"/proc/{pid}/task") as entries:
+            numbers = [entry.name for entry in entries]
+    except OSError:
+        return {}
+    for number in numbers:
+        text = _read(f"/proc/{pid}/task/{number}/schedstat")
+        fields = text.split() if text else ()
+        # a kernel that does not count writes zeros
+        if fields and fields != [b"0"] * 3:
+            found[int(number)] = ThreadTime(int(fields[0]) * NS, int(fields[1]) * NS)
+    return found
+
+
+def major_faults(pid: int) -> int | None:
+    """Page faults of all its threads that had to read a device."""
+    found = stat_of(pid)
+    return found.major_faults if found else None
+
+
+def stat_of(pid: int) -> ProcessStat | None:
+    """Name, start and use of a process."""
+    text = _read(f"/proc/{pid}/stat")
+    if not text:
+        return None
+    # the name is in parentheses, and may hold some itself
+    name, _, rest = text.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
+    return ProcessStat(
+        name=name.decode(errors="replace"),
+        started=int(fields[22 - _FIRST_FIELD]),
+        cpu=(int(fields[14 - _FIRST_FIELD]) + int(fields[15 - _FIRST_FIELD])) / _TICKS,
+        major_faults=int(fields[12 - _FIRST_FIELD]),
+    )
+
+
+def _read(path: str) -> bytes | None:
+    """A small file of /proc in one go, or None: no such process any more, not ours to see, or no /proc."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, 16384)
+    except OSError:  # it ended between the two calls
+        return None
+    finally:
+        os.close(descriptor)
