@@ -136,8 +136,8 @@ class StartResult:
     """Starts of a fresh process, cold (the file not in the page cache) or warm, split where they spend their time."""
 
     cold: bool
-    resident: float
-    """Largest share of the file that was in the page cache before the process began; 0 if really cold."""
+    resident: float | None
+    """Largest share of the file that was in the page cache before a process began; 0 if really cold, None unknown."""
     process: Series
     """ms from the start of the process until the runtime's library is there."""
     load: Series
@@ -194,7 +194,7 @@ class ModelFacts:
     """False for an embedding model: it reads, and writes nothing."""
     runtime: str
     """Name and version of the library."""
-    add_bos: bool = False
+    has_tokenizer: bool = True
     chat_template: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class StartTimes:
     """One start of a fresh process, until its first token; nanoseconds, and what was in the page cache before."""
 
     cold: bool
-    resident: float
+    resident: float | None
     process_ns: int
     load_ns: int
     first_token_ns: int

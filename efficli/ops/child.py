@@ -58,12 +58,30 @@ def run_child(
     """
     request = json.dumps({"function": function, "argument": argument, "parent": os.getpid()}).encode()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    process, reader = spawn(_BOOTSTRAP)
+    talk = _Conversation(process, reader, request, deadline, progress or Silent())
+    try:
+        talk.hold()
+    except TimeoutError:
+        raise FitError(f"{what} took more than {timeout_s:g} s") from None
+    finally:
+        talk.close()
+    if talk.answer:
+        return outcome(talk.answer, what)
+    raise death(talk.process.returncode, talk.log.decode(errors="replace"), what, runtime)
+
+
+def spawn(bootstrap: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a fresh interpreter on one line of code; its second argument is the descriptor whose other end is returned.
+
+    Its stdin is a pipe, and so are stdout and stderr together.
+    """
     reader, writer = _pipe_above_stdio()
     # -P: a file json.py in the user's current directory must not be what the child imports
     interpreter = [sys.executable, "-P", f"-Xutf8={sys.flags.utf8_mode}"]
     try:
         process = subprocess.Popen(
-            [*interpreter, "-c", _BOOTSTRAP, json.dumps(sys.path), str(writer)],
+            [*interpreter, "-c", bootstrap, json.dumps(sys.path), str(writer)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,14 +92,7 @@ def run_child(
         raise
     finally:
         os.close(writer)
-    talk = _Conversation(process, reader, request, deadline, progress or Silent())
-    try:
-        talk.hold()
-    except TimeoutError:
-        raise FitError(f"{what} took more than {timeout_s:g} s") from None
-    finally:
-        talk.close()
-    return _outcome(talk, what, runtime)
+    return process, reader
 
 
 @dataclass(slots=True)
@@ -179,24 +190,27 @@ class _Conversation:
             self.answer = message
 
 
-def _outcome(talk: _Conversation, what: str, runtime: str) -> Any:
-    """The child's result, or the exception that its end stands for."""
-    if "result" in talk.answer:
-        return talk.answer["result"]
-    if "error" in talk.answer:
-        raise _rebuild(talk.answer["error"])
-    log = talk.log.decode(errors="replace")
-    code = talk.process.returncode
-    if "memory" in talk.answer or code == -signal.SIGKILL:
-        raise out_of_memory(what)
+def outcome(answer: dict[str, Any], what: str) -> Any:
+    """The child's result, or the error that it told."""
+    if "result" in answer:
+        return answer["result"]
+    if "error" in answer:
+        raise _rebuild(answer["error"])
+    raise out_of_memory(what)
+
+
+def death(code: int, log: str, what: str, runtime: str) -> BaseException:
+    """The exception that the end of a child stands for which did not answer; `code` is negative for a signal."""
+    if code == -signal.SIGKILL:
+        return out_of_memory(what)
     if -code in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # sent to the whole process group: the parent's own is on its way
-        raise KeyboardInterrupt
+        return KeyboardInterrupt()
     if code < 0:
         from efficli.ops.crash import crash_error  # noqa: PLC0415 (needed only when a child has died)
 
-        raise crash_error(-code, what, runtime, log)
-    raise ChildError(f"the child process failed while {what} (exit code {code}):\n{log.strip()}")
+        return crash_error(-code, what, runtime, log)
+    return ChildError(f"the child process failed while {what} (exit code {code}):\n{log.strip()}")
 
 
 def _rebuild(told: dict[str, Any]) -> EffiError:
@@ -219,7 +233,7 @@ def _pipe_above_stdio() -> tuple[int, int]:
 # The child's side.
 
 
-class _Relay:
+class Relay:
     """A Progress that writes what it is told to the parent, one JSON line each."""
 
     def __init__(self, descriptor: int) -> None:
@@ -250,34 +264,54 @@ class _Relay:
 
 def serve() -> None:
     """The child's whole life: read the request, call the function, send the answer, leave without clean-up."""
+    descriptor = settle()
+    request = json.loads(sys.stdin.buffer.read())
+    die_with(request["parent"])
+    relay = Relay(descriptor)
+    relay.send(answer(lambda: find(request["function"])(request["argument"], relay)))
+    leave()
+
+
+def settle() -> int:
+    """Prepare this process for its work and return the descriptor that answers go to."""
     descriptor = int(sys.argv[2])
     # Ctrl-C reaches the whole terminal group: the parent decides, and kills this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.enable()
-    request = json.loads(sys.stdin.buffer.read())
-    _die_with(request["parent"])
-    relay = _Relay(descriptor)
-    module, _, name = request["function"].partition(":")
+    return descriptor
+
+
+def find(function: str) -> Callable[..., Any]:
+    """The function called "module:name"."""
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def answer(work: Callable[[], Any]) -> dict[str, Any]:
+    """Do the work and tell how it ended: a result, an EffiError, no memory. Any other exception passes."""
     try:
-        result = getattr(importlib.import_module(module), name)(request["argument"], relay)
-        relay.send({"result": result})
+        return {"result": work()}
     except EffiError as error:
         known = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
-        told = {"class": known, "message": error.message, "hint": error.hint, "where": error.where}
-        relay.send({"error": told})
+        return {"error": {"class": known, "message": error.message, "hint": error.hint, "where": error.where}}
     except WAYS as error:
         if not is_out_of_memory(error):
             raise
-        relay.send({"memory": True})
+        return {"memory": True}
+
+
+def leave() -> None:
+    """End this process at once, successfully."""
     sys.stdout.flush()
     sys.stderr.flush()
     # the answer is out: a library that crashes while it is torn down must not turn it into a failure
     os._exit(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to kill this process when the parent dies; elsewhere a killed parent leaves its child to finish."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

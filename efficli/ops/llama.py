@@ -20,23 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.errors import CheckpointError, EffiError, FitError, UnsupportedError, UsageError
+from efficli.ops.ggml import type_id
 from efficli.ops.llama_log import captured_log, complaint, llama_cpp
 from efficli.ops.sampling import Completion, Sampling, complete
 
 _GGML_F32 = 0
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 _OUTPUT_BYTES = 1 << 25  # logits held at once by `logit_blocks`: 32 MiB
 _UBATCH = 512  # tokens computed at once; llama.cpp's own default
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """What llama.cpp measured since the file was opened or `reset_timings`; milliseconds and tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockContext:
+    """A context as llama.cpp's own tools open it; the defaults are theirs."""
 
-    load_ms: float
-    prompt_ms: float
-    prompt_tokens: int
-    decode_ms: float
-    decode_tokens: int
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: str = "auto"
+    batch: int = 2048
+    ubatch: int = 512
 
 
 def available_threads() -> int:
@@ -52,7 +54,8 @@ class LlamaFile:
     `ctx` tokens of context; `exact` keeps the KV cache in float32 and turns flash attention off (to compare with
     PyTorch), otherwise llama.cpp's defaults run, as a user's would. `use_extra_bufts=False` refuses weight repacking
     (less memory; the way round the AMX crash of gguf builds that do not fit their CPU). `embeddings` gives pooled
-    sentence vectors instead of logits; `vocab_only` reads the vocabulary and no weights.
+    sentence vectors instead of logits; `vocab_only` reads the vocabulary and no weights. `stock` opens the context as
+    llama.cpp's tools do, where ours saves memory.
     """
 
     def __init__(
@@ -65,9 +68,12 @@ class LlamaFile:
         use_extra_bufts: bool = True,
         embeddings: bool = False,
         vocab_only: bool = False,
+        stock: StockContext | None = None,
     ) -> None:
         self.path, self.ctx, self.embeddings = Path(path), ctx, embeddings
         self.threads = threads or available_threads()
+        self.batch = ctx
+        """Tokens that one call may read."""
         self._model: Any = None
         self._context: Any = None
         self._lib = llama_cpp()
@@ -76,7 +82,7 @@ class LlamaFile:
         self._load(vocab_only=vocab_only, use_extra_bufts=use_extra_bufts)
         if not vocab_only:
             try:
-                self._open_context(exact=exact)
+                self._open_context(exact=exact, stock=stock)
             except BaseException:
                 self.close()
                 raise
@@ -96,7 +102,7 @@ class LlamaFile:
             raise kind(f"llama.cpp refused it: {found}", where=str(self.path))
         self._vocab = lib.llama_model_get_vocab(self._model)
 
-    def _open_context(self, *, exact: bool) -> None:
+    def _open_context(self, *, exact: bool, stock: StockContext | None) -> None:
         lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = self.ctx
@@ -104,21 +110,31 @@ class LlamaFile:
         params.n_ubatch = self.ctx if self.embeddings else min(self.ctx, _UBATCH)
         params.n_threads = params.n_threads_batch = self.threads
         params.embeddings = self.embeddings
-        params.no_perf = False
         # By default room for every position's logits is reserved: 300 MB for a vocabulary of 150k.
         params.n_outputs_max = self.ctx if self.embeddings else self.rows_at_once
         params.n_outputs_max_per_seq = 0
+        if stock:
+            self._as_tools_do(params, stock)
+        self.batch = params.n_batch
         if exact:
             params.type_k = params.type_v = _GGML_F32
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         with captured_log() as log:
             self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
-            raise FitError(
-                f"no context of {self.ctx} tokens: {complaint(log, 'out of memory')}",
-                where=str(self.path),
-                hint="ask for a shorter context",
-            )
+            found = complaint(log, "out of memory")
+            if "requires" in found:  # a quantized cache without flash attention, a width that its blocks do not fit
+                raise UnsupportedError(f"llama.cpp refuses such a context: {found}", where=str(self.path))
+            hint = "ask for a shorter context"
+            raise FitError(f"no context of {self.ctx} tokens: {found}", where=str(self.path), hint=hint)
+
+    def _as_tools_do(self, params: Any, stock: StockContext) -> None:
+        params.n_batch = max(stock.batch, self.ctx) if self.embeddings else stock.batch
+        params.n_ubatch = self.ctx if self.embeddings else stock.ubatch
+        params.n_outputs_max = self._lib.llama_context_default_params().n_outputs_max
+        params.swa_full = False
+        params.type_k, params.type_v = type_id(stock.cache_type_k.upper()), type_id(stock.cache_type_v.upper())
+        params.flash_attn_type = _FLASH_ATTENTION[stock.flash_attn]
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -137,6 +153,38 @@ class LlamaFile:
         self._context = self._model = None
 
     # What the file is
+
+    @property
+    def library(self) -> Any:
+        """llama.cpp's functions; with `model` and `context` for those who time them one by one."""
+        return self._lib
+
+    @property
+    def model(self) -> Any:
+        """The library's pointer to the model."""
+        return self._model
+
+    @property
+    def context(self) -> Any:
+        """The library's pointer to the context."""
+        return self._context
+
+    @property
+    def description(self) -> str:
+        """What llama.cpp calls it: "llama 8B Q4_K - Medium"."""
+        buffer = ctypes.create_string_buffer(256)
+        self._lib.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights, as llama.cpp counts them."""
+        return int(self._lib.llama_model_n_params(self._model))
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._lib.llama_model_size(self._model))
 
     @property
     def rows_at_once(self) -> int:
@@ -167,6 +215,12 @@ class LlamaFile:
     def bos(self) -> int | None:
         """The token that begins a text, or None."""
         token = int(self._lib.llama_vocab_bos(self._vocab))
+        return token if token >= 0 else None
+
+    @property
+    def eos(self) -> int | None:
+        """The token that ends a text, or None."""
+        token = int(self._lib.llama_vocab_eos(self._vocab))
         return token if token >= 0 else None
 
     @property
@@ -305,15 +359,6 @@ class LlamaFile:
         memory = self._lib.llama_get_memory(self._context)
         if memory:  # bert has none
             self._lib.llama_memory_clear(memory, True)
-
-    def timings(self) -> Timings:
-        """What llama.cpp measured since the last `reset_timings`."""
-        data = self._lib.llama_perf_context(self._context)
-        return Timings(data.t_load_ms, data.t_p_eval_ms, data.n_p_eval, data.t_eval_ms, data.n_eval)
-
-    def reset_timings(self) -> None:
-        """Start measuring anew."""
-        self._lib.llama_perf_context_reset(self._context)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not self._context:

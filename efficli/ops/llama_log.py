@@ -51,13 +51,14 @@ class LlamaLog:
                 listener.append(line)
 
 
-def llama_cpp() -> Any:
+def llama_cpp(*, stock: bool = False) -> Any:
     """The ctypes bindings of llama.cpp, or MissingExtra; the log is captured from here on.
 
     Its threads wait for each other asleep, unless OMP_WAIT_POLICY says otherwise: where another program holds a core,
-    threads that spin at every barrier made a pico model 400 times slower (2 cores, load 4).
+    threads that spin at every barrier made a pico model 400 times slower (2 cores, load 4). `stock`, in the call that
+    loads the library, leaves them as they are for every other program that uses it: what a benchmark measures.
     """
-    if "llama_cpp" not in sys.modules:
+    if "llama_cpp" not in sys.modules and not stock:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # OpenMP reads it once, when the library is loaded
     try:
         from llama_cpp import llama_cpp as bindings
@@ -92,6 +93,11 @@ def captured_log() -> Iterator[list[LogLine]]:
         yield heard
     finally:
         log.listeners[:] = [other for other in log.listeners if other is not heard]
+
+
+def recent_log() -> list[LogLine]:
+    """The last lines that the library logged in this process."""
+    return list(_listen().lines)
 
 
 _SAYS_NOTHING = ("failed to load model", "failed to load vocab", "failed to initialize", "failed to create context")

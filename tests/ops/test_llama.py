@@ -122,9 +122,7 @@ def test_what_a_file_says(spoken: LlamaFile) -> None:
     assert spoken.metadata("no.such.key") is None
     assert (spoken.width, spoken.vocab_size, spoken.has_tokenizer) == (64, pico.TOKENIZER_SIZE, True)
     assert spoken.ends(spoken.tokenize("<|endoftext|>", parse_special=True)[0])
-    spoken.reset_timings()
-    spoken.generate(spoken.tokenize("def"), 3)
-    assert spoken.timings().decode_tokens >= 2 and spoken.timings().decode_ms > 0
+    assert spoken.description.startswith("llama") and spoken.tensor_bytes > 4 * spoken.num_weights * 0.99
 
 
 def test_nothing_is_printed(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,243 @@
+"""A child process that stays and answers requests, watched from outside: its memory, its time, its end.
+
+Like `child.py`, for work that is asked for piece by piece. The parent samples /proc/PID/status while it waits, so the
+peaks are those of the process that ran the model and not of whoever measured; it kills what exceeds its limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from efficli.errors import EffiError, FitError
+from efficli.ops.child import LOG_BYTES, Relay, answer, death, die_with, find, leave, outcome, settle, spawn
+from efficli.ops.process import memory_of
+from efficli.ops.storage import byte_text
+from efficli.progress import Progress
+
+_BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from efficli.ops import worker; worker.serve()"
+_SAMPLE_S = 0.005
+"""Between two looks at the child's memory: a heap that grows at 2 GB/s is seen within 10 MB."""
+_FAREWELL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a worker may take: bytes of resident memory, and seconds for one request; None is no limit."""
+
+    memory: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Peaks:
+    """The largest values seen of a process, in bytes."""
+
+    rss: int = 0
+    """The kernel's own high-water mark."""
+    anon: int = 0
+    file: int = 0
+
+
+class Server(Protocol):
+    """What the function that a worker runs must return: it is called with each request, JSON in, JSON out."""
+
+    def __call__(self, request: Any) -> Any:
+        """Answer one request; an EffiError is told to the parent, and the worker goes on."""
+
+
+class Worker:
+    """A fresh interpreter that calls `function` ("module:name") as `name(argument, progress)` and then serves requests.
+
+    The function returns a Server. `what` completes "... while {what}". Errors are those of `run_child`; a memory limit
+    that is exceeded is the FitError of memory that ran out, with the figures. After an error that ended the process
+    every further request raises it again. A context manager; leaving it ends the process.
+    """
+
+    def __init__(
+        self, function: str, argument: object, *, what: str, limits: Limits, runtime: str = "llama.cpp"
+    ) -> None:
+        self.what, self.limits, self.runtime = what, limits, runtime
+        self.peaks = Peaks()
+        self._log, self._pending, self._notes = bytearray(), bytearray(), list[str]()
+        self._end: BaseException | None = None
+        self.spawned_ns = time.monotonic_ns()
+        self._process, self._reader = spawn(_BOOTSTRAP)
+        self._selector = selectors.DefaultSelector()
+        assert self._process.stdin and self._process.stdout
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._selector.register(self._process.stdout.fileno(), selectors.EVENT_READ)
+        self._selector.register(self._reader, selectors.EVENT_READ)
+        try:
+            self.ask({"function": function, "argument": argument, "parent": os.getpid()}, what=what)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
+    @property
+    def notes(self) -> list[str]:
+        """What the child wanted a user to read."""
+        return self._notes
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the process; in a hurry where something went wrong."""
+        self.close(hurry=error is not None)
+
+    def ask(self, request: object, *, what: str | None = None) -> Any:
+        """Send one request and wait for its answer."""
+        if self._end is not None:
+            raise self._end
+        what = what or self.what
+        try:
+            self._send(json.dumps(request).encode() + b"\n")
+            told = self._wait(what)
+        except BaseException as error:
+            self._kill()
+            self._end = error if isinstance(error, EffiError) else None
+            raise
+        return outcome(told, what)
+
+    def look(self) -> None:
+        """Take the child's memory into the peaks."""
+        found = memory_of(self.pid)
+        if found is None:
+            return
+        peaks = self.peaks
+        peaks.rss = max(peaks.rss, found.peak_rss)
+        peaks.anon = max(peaks.anon, found.rss_anon + found.rss_shmem)
+        peaks.file = max(peaks.file, found.rss_file)
+
+    def close(self, *, hurry: bool = False) -> None:
+        """End the process and close every descriptor; more than once does no harm."""
+        if self._process.stdin is None or self._process.stdin.closed:
+            return
+        self.look()
+        # what is left of a request cannot be delivered to a dead child
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(0 if hurry else _FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._selector.close()
+        os.close(self._reader)
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin
+        # a dead child is told by the end of its answers
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+
+    def _wait(self, what: str) -> dict[str, Any]:
+        """The next answer; meanwhile the child is watched."""
+        seconds = self.limits.seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            for key, _ in self._selector.select(_SAMPLE_S):
+                if key.fd != self._reader:
+                    self._read_log(key.fd)
+                elif (told := self._read_answer(what)) is not None:
+                    self.look()
+                    return told
+            self.look()
+            self._check_memory(what)
+            if deadline is not None and time.monotonic() > deadline:
+                raise FitError(
+                    f"{what} took more than {seconds:g} s, and was stopped",
+                    hint="--time-limit SECONDS gives it longer",
+                )
+
+    def _check_memory(self, what: str) -> None:
+        limit = self.limits.memory
+        if limit is not None and (found := memory_of(self.pid)):
+            anon, file = found.rss_anon + found.rss_shmem, found.rss_file
+            if anon + file > limit:
+                raise FitError(
+                    f"out of memory while {what}: {byte_text(anon)} of its own and {byte_text(file)} of files, "
+                    f"the limit is {byte_text(limit)}",
+                    hint="a smaller type, a shorter context (-c), or a larger --memory-limit",
+                )
+
+    def _read_log(self, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return
+        self._log += data
+        del self._log[:-LOG_BYTES]
+        if not data:
+            self._selector.unregister(descriptor)
+
+    def _read_answer(self, what: str) -> dict[str, Any] | None:
+        """The answer, once it is whole; raises what the child's end stands for."""
+        data = os.read(self._reader, 1 << 20)
+        if not data:
+            assert self._process.stdout
+            code = self._process.wait()
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._log += os.read(self._process.stdout.fileno(), LOG_BYTES)
+            raise death(code, self._log.decode(errors="replace"), what, self.runtime)
+        self._pending += data
+        told = None
+        *lines, self._pending = self._pending.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "note" in message:
+                self._notes.append(message["note"])
+            elif not message.keys() & {"start", "advance", "finish"}:  # a bar would disturb what is being measured
+                told = message
+        return told
+
+
+def serve() -> None:
+    """The child's whole life: make the server, answer requests until there are no more, leave."""
+    descriptor = settle()
+    _volunteer()
+    relay: Progress = Relay(descriptor)
+    requests = sys.stdin.buffer
+    first = json.loads(requests.readline())
+    die_with(first["parent"])
+    server: Server | None = None
+
+    def make() -> None:
+        nonlocal server
+        server = find(first["function"])(first["argument"], relay)
+
+    assert isinstance(relay, Relay)
+    relay.send(answer(make))
+    while server is not None and (line := requests.readline()):
+        relay.send(answer(functools.partial(server, json.loads(line))))
+    leave()
+
+
+def _volunteer() -> None:
+    """Where memory runs out, the kernel should end this process and none of the user's others."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
