@@ -73,8 +73,9 @@ def _interval(ordered: Sequence[float], confidence: float) -> tuple[float, float
     share = (outer - confidence) / (outer - inner)
     # not linear: the distribution between two order statistics is not uniform near the median
     weight = (n - d) * share / (d + (n - 2 * d) * share)
-    low = (1 - weight) * ordered[d - 1] + weight * ordered[d]
-    high = (1 - weight) * ordered[n - d] + weight * ordered[n - d - 1]
+    # in this form no rounding leads beyond equal neighbours
+    low = ordered[d - 1] + weight * (ordered[d] - ordered[d - 1])
+    high = ordered[n - d] + weight * (ordered[n - d - 1] - ordered[n - d])
     return low, high, confidence
 
 
@@ -93,4 +94,5 @@ def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float
     share, weight = hits / n, z * z / n
     centre = (share + weight / 2) / (1 + weight)
     reach = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # none and all of them end at 0 and 1 exactly, not a rounding error beside
+    return max(0.0, centre - reach) if hits else 0.0, min(1.0, centre + reach) if hits < n else 1.0
