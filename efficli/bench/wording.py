@@ -1,0 +1,107 @@
+"""Figures of a speed benchmark in words: numbers with their interval, names, and the conditions they hold under."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from efficli.bench.figures import ArtifactResult, BenchResult, Series, SpeedResult, SpeedTest
+
+UNSTEADY = "*"
+"""Marks a range that stands where a median would mislead; explained below the tables."""
+
+
+def number(value: float, like: float | None = None) -> str:
+    """Three significant digits or all before the point, never an exponent: 7716, 93.7, 0.0912.
+
+    `like`: the number whose decimal places are taken, so that an interval has those of its median.
+    """
+    scale = abs(value if like is None else like)
+    places = max(0, 2 - math.floor(math.log10(scale))) if 0 < scale < 100 else 0
+    return f"{value:.{min(places, 9)}f}"
+
+
+def figure(series: Series, *, interval: bool = True) -> str:
+    """ "7716 (7707 - 7779)"; "4713 - 6510 *" where the median did not settle; "7716 *" where it was one repeat."""
+    found = series.estimate
+    median, low, high = (number(value, found.median) for value in (found.median, found.low, found.high))
+    if found.n == 1:
+        return f"{median} {UNSTEADY}"
+    if not series.steady:
+        return f"{low} - {high} {UNSTEADY}"
+    return f"{median} ({low} - {high})" if interval else median
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in binary units: 5.47 MiB."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes:.0f} B"
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of the paths that tell them apart: file names, with folders only where names are the same."""
+    unique = list(dict.fromkeys(paths))
+    parts = {path: PurePath(path).parts or (path,) for path in unique}
+    names = {}
+    for path in unique:
+        for keep in range(1, len(parts[path]) + 1):
+            end = parts[path][-keep:]
+            if sum(other[-keep:] == end for other in parts.values()) == 1:
+                break
+        names[path] = os.path.join(*end)  # noqa: PTH118 (a name to read, not a path to open)
+    return names
+
+
+def test_words(test: SpeedTest, *, kind: bool = True, threads: bool = False) -> str:
+    """ "decode 128 tokens after 512"; without `kind` "128 tokens after 512"; with `threads` also ", 2 threads"."""
+    words = f"{test.tokens} tokens" + (f" after {test.n_depth}" if test.n_depth else "")
+    if kind:
+        words = f"{'prefill' if test.n_prompt else 'decode'} {words}"
+    return f"{words}, {count(test.threads, 'thread')}" if threads else words
+
+
+def count(n: int, what: str) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def main_test(artifact: ArtifactResult, *, prompt: bool) -> SpeedResult | None:
+    """The prefill or decode that stands for an artifact where there is room for one: nothing before it, the longest."""
+    of_kind = [found for found in artifact.tests if bool(found.test.n_prompt) is prompt]
+    return min(of_kind, key=lambda f: (f.test.n_depth, -f.test.threads, -f.test.tokens), default=None)
+
+
+def conditions(result: BenchResult) -> str:
+    """What the figures hold under, in one line: processor, threads, cache, versions, repeats and date."""
+    machine = result.machine
+    settings = [artifact.settings for artifact in result.artifacts if artifact.settings]
+    tests = [found for artifact in result.artifacts for found in artifact.tests]
+    threads = {found.test.threads for found in tests} or {one.threads for one in settings}
+    parts = [str(machine.get("cpu_info") or "unknown processor")]
+    if machine.get("cores"):
+        parts.append(count(int(machine["cores"]), "core"))
+    if machine.get("memory_bytes"):
+        parts.append(f"{size(machine['memory_bytes'])} of memory")
+    if threads:
+        parts.append(_span(threads, "thread"))
+    if settings:
+        parts.append("context " + _joined(sorted({one.ctx for one in settings})))
+        parts.append("K/V cache " + _joined(sorted({f"{one.cache_type_k}/{one.cache_type_v}" for one in settings})))
+    parts += sorted({artifact.model.runtime for artifact in result.artifacts if artifact.model})
+    if tests:
+        parts.append(_span({found.rate.estimate.n for found in tests}, "repeat"))
+        parts.append(min(found.began for found in tests)[:10])
+    return ", ".join(parts)
+
+
+def _span(values: set[int], what: str) -> str:
+    low, high = min(values), max(values)
+    return count(low, what) if low == high else f"{low} to {high} {what}s"
+
+
+def _joined(values: Iterable[object]) -> str:
+    return " and ".join(str(value) for value in values)

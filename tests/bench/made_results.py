@@ -1,0 +1,147 @@
+"""Results of a bench as values: three artifacts, noisy and quiet, with and without everything that can be missing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from efficli.bench.figures import (
+    ArtifactResult,
+    BenchResult,
+    Comparison,
+    Failure,
+    MemoryResult,
+    ModelFacts,
+    Quality,
+    Quantiles,
+    Series,
+    Settings,
+    SpeedResult,
+    SpeedTest,
+    StartResult,
+)
+
+MIB = 1 << 20
+WITHIN = 0.05
+MACHINE = {
+    "cpu_info": "Intel(R) Xeon(R) Processor @ 2.70GHz",
+    "cores": 2,
+    "memory_bytes": 8 << 30,
+    "system": "Linux 6.1.0 x86_64",
+    "versions": {"efficli": "0.1.0", "llama-cpp-python": "0.3.36"},
+}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What stands in for a Disturbance here: the two things that a report asks of it."""
+
+    lines: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"lines": list(self.lines)}
+
+
+def series(median: float, noise: float, unit: str, *, n: int = 5, seed: int = 0) -> Series:
+    """`n` values around `median`, `noise` of it to either side."""
+    draw = random.Random(seed)
+    return Series.of([median * (1 + noise * draw.uniform(-1, 1)) for _ in range(n)], unit, WITHIN)
+
+
+def speed(n_prompt: int, n_gen: int, rate: float, *, noise: float = 0.01, depth: int = 0, seed: int = 0) -> SpeedResult:
+    """A test at about `rate` tokens/s, consistent in all its figures."""
+    test = SpeedTest(n_prompt=n_prompt, n_gen=n_gen, n_depth=depth, threads=2)
+    rates = series(rate, noise, "tokens/s", seed=seed)
+    ns = tuple(int(1e9 * test.tokens / value) for value in rates.samples)
+    tokens = [int(1e9 / value) for value in rates.samples for _ in range(max(1, n_gen))]
+    return SpeedResult(
+        test=test,
+        began="2025-11-23T13:20:05.123456+00:00",
+        samples_ns=ns,
+        rate=Series.of([1e9 * test.tokens / value for value in ns], "tokens/s", WITHIN),
+        ttft=Series.of([value / 1e6 for value in ns], "ms", WITHIN) if n_prompt else None,
+        tpot=Quantiles.of(tokens) if n_gen else None,
+    )
+
+
+def start(cold: bool, factor: float) -> StartResult:
+    """Starts of a process, the load of which takes `factor` times 20 ms."""
+    process, load, token = series(180, 0.02, "ms"), series(20 * factor, 0.03, "ms", seed=1), series(9, 0.02, "ms", seed=2)
+    total = [sum(values) for values in zip(process.samples, load.samples, token.samples, strict=True)]
+    return StartResult(
+        cold=cold,
+        resident=0.0 if cold else 1.0,
+        process=process,
+        load=load,
+        first_token=token,
+        total=Series.of(total, "ms", WITHIN),
+    )
+
+
+def artifact(
+    name: str, mib: float, decode: float, *, kld: float | None = 0.0076, noise: float = 0.01, seed: int = 0
+) -> ArtifactResult:
+    """A whole result: a file of `mib` MiB that writes `decode` tokens/s."""
+    nbytes = int(mib * MIB)
+    return ArtifactResult(
+        path=name,
+        settings=Settings(ctx=640, threads=2),
+        model=ModelFacts(
+            path=f"/models/{name}",
+            format="gguf",
+            nbytes=nbytes,
+            description="llama ?B Q4_K - Medium",
+            tensor_bytes=nbytes - 400_000,
+            num_weights=8_900_000,
+            trained_ctx=1024,
+            generates=True,
+            runtime="llama-cpp-python 0.3.36",
+        ),
+        starts=[start(True, 3.0), start(False, 1.0)],
+        tests=[
+            speed(512, 0, decode * 7, noise=noise, seed=seed + 1),
+            speed(0, 128, decode, noise=noise, seed=seed + 2),
+            speed(0, 128, decode * 0.8, noise=noise, depth=512, seed=seed + 3),
+        ],
+        memory=MemoryResult(
+            peak_rss=int(nbytes * 1.2) + 60 * MIB,
+            peak_anon=52 * MIB,
+            peak_file=nbytes + 14 * MIB,
+            before_anon=30 * MIB,
+            before_file=12 * MIB,
+        ),
+        quality=Quality(kld_mean=kld, top1_agreement=0.948 if kld else None, origin="reference" if kld else None),
+        disturbance=Watched(),
+        energy_source="none: no RAPL here (/sys/class/powercap is absent), no --power-command",
+    )
+
+
+def several() -> BenchResult:
+    """Two quiet artifacts, one on a loaded machine, one that failed; a comparison of the first two."""
+    noisy = artifact("out/reference-Q8_0.gguf", 9.17, 820, kld=0.000198, noise=0.2, seed=30)
+    noisy.disturbance = Watched(
+        ("busy neighbour: other processes used 1.9 of 2 cores (python3 pid 123: 0.98, cc1plus pid 130: 0.92), load 4.1",)
+    )
+    failed = ArtifactResult(
+        path="out/huge.gguf",
+        settings=Settings(ctx=640, threads=2),
+        failure=Failure(
+            message="llama.cpp ran out of memory while loading: the limit is 350 MB, the file has 812 MB",
+            where="out/huge.gguf",
+            hint="raise --memory-limit",
+            code=4,
+        ),
+    )
+    first = artifact("out/reference-Q4_K_M.gguf", 5.47, 1102, seed=10)
+    other = artifact("out/reference-Q2_K.gguf", 3.70, 1268, kld=0.0927, seed=20)
+    compared = [
+        Comparison(
+            test=result.test,
+            first=first.path,
+            other=other.path,
+            ratios=series(1.12, noise, "ratio", n=7, seed=5),
+        )
+        for result, noise in zip(first.tests, (0.03, 0.3, 0.02), strict=True)
+    ]
+    return BenchResult(machine=MACHINE, artifacts=[first, other, noisy, failed], comparisons=compared, seconds=41.2)
