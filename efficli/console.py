@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from efficli.errors import EffiError
 from efficli.interrupt import discard
@@ -33,6 +33,8 @@ class Terminal:
         self.as_json = as_json
         self.verbosity = verbosity
         self.color = color and not os.environ.get("NO_COLOR")
+        self.still = False
+        """Draw a bar anew only when it moves: one that draws itself would disturb what is being measured."""
         self._console: Console | None = None
         self._bar: Bar | None = None
         self._id: TaskID | None = None
@@ -43,12 +45,15 @@ class Terminal:
     def console(self) -> Console:
         """rich's view of stderr, made when first needed: importing rich costs more than printing a line."""
         if self._console is None:
-            from rich.console import Console
-
-            plain = not sys.stderr or not sys.stderr.isatty()
-            width = 400 if plain else None  # a file has no right margin: nothing is cut or folded
-            self._console = Console(stderr=True, no_color=not self.color, width=width, highlight=False, soft_wrap=plain)
+            self._console = self._console_of(sys.stderr)
         return self._console
+
+    def _console_of(self, stream: TextIO | None) -> Console:
+        from rich.console import Console
+
+        plain = not stream or not stream.isatty()
+        width = 400 if plain else None  # a file has no right margin: nothing is cut or folded
+        return Console(file=stream, no_color=not self.color, width=width, highlight=False, soft_wrap=plain)
 
     def start(self, task: str, total: float, unit: str = "") -> None:
         """Begin a task of `total` units; drawn as a bar with the time left, or, without a unit, the time gone by."""
@@ -56,7 +61,7 @@ class Terminal:
         self._task, self._begin = task, time.monotonic()
         if self.verbosity < 0 or not sys.stderr or not sys.stderr.isatty():
             return
-        self._bar = _bar(total, unit, self.color)
+        self._bar = _bar(total, unit, self.color, self.still)
         self._id = self._bar.add_task(task, total=total or None, unit=unit)
         self._bar.start()
 
@@ -64,6 +69,8 @@ class Terminal:
         """`amount` more units are done."""
         if self._bar is not None and self._id is not None:
             self._bar.advance(self._id, amount)
+            if self.still:
+                self._bar.refresh()
 
     def finish(self) -> None:
         """Take the bar away; with -v, say what the task took."""
@@ -80,15 +87,19 @@ class Terminal:
 
     def error(self, message: str, *, code: int, where: str | None = None, hint: str | None = None) -> None:
         """The one line of a failure on stderr, and with --json an object on stdout."""
-        self.finish()
-        self._line(f"error: {where}: {message}" if where else f"error: {message}")
-        if hint:
-            self._line(f"hint: {hint}")
+        self.complaint(f"{where}: {message}" if where else message, hint)
         if self.as_json:
             try:
                 self.data({"error": {"code": code, "where": where, "message": message, "hint": hint}})
             except BrokenPipeError:  # stderr has the line, and the exit code is the error's
                 discard(1)
+
+    def complaint(self, line: str, hint: str | None) -> None:
+        """A failure on stderr and nowhere else: what was asked for is on stdout nonetheless."""
+        self.finish()
+        self._line(f"error: {line}")
+        if hint:
+            self._line(f"hint: {hint}")
 
     def failure(self, error: EffiError) -> None:
         """An error that a user can act on."""
@@ -111,9 +122,14 @@ class Terminal:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table on stderr: the first column to the left, the others to the right; none with --json or -q."""
-        if self.as_json or self.verbosity < 0 or not sys.stderr:
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_data: bool = False
+    ) -> None:
+        """A table on stderr: the first column to the left, the others to the right; none with --json or -q.
+
+        One that `is_data`, what the command is for, goes to stdout, with -q too.
+        """
+        if self.as_json or (self.verbosity < 0 and not is_data) or not (sys.stdout if is_data else sys.stderr):
             return
         from rich import box
         from rich.table import Table
@@ -124,10 +140,11 @@ class Terminal:
             table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        with self.console.capture() as drawn:  # rich would end the process where the reader has gone
-            self.console.print(Text(f"\n{title}", style="bold"))
-            self.console.print(table)
-        self._write(drawn.get())
+        console = self._console_of(sys.stdout) if is_data else self.console
+        with console.capture() as drawn:  # rich would end the process where the reader has gone
+            console.print(Text(f"\n{title}", style="bold"))
+            console.print(table)
+        (self.text if is_data else self._write)(drawn.get())
 
     @contextlib.contextmanager
     def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
@@ -172,7 +189,7 @@ class Terminal:
             discard(2)
 
 
-def _bar(total: float, unit: str, color: bool) -> Bar:
+def _bar(total: float, unit: str, color: bool, still: bool) -> Bar:
     from rich import progress
     from rich.console import Console
 
@@ -181,7 +198,8 @@ def _bar(total: float, unit: str, color: bool) -> Bar:
     described = progress.TextColumn("{task.description}", markup=False)
     if not unit:
         elapsed = progress.TimeElapsedColumn()
-        return progress.Progress(described, progress.BarColumn(), elapsed, console=console, transient=True)
+        columns: tuple[progress.ProgressColumn, ...] = (described, progress.BarColumn(), elapsed)
+        return progress.Progress(*columns, console=console, transient=True, auto_refresh=not still)
     amount: tuple[progress.ProgressColumn, ...]
     if unit in ("B", "bytes"):
         amount = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
@@ -189,9 +207,8 @@ def _bar(total: float, unit: str, color: bool) -> Bar:
         amount = (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"))
     else:  # two numbers of nine digits say less
         amount = (progress.TaskProgressColumn(), progress.TextColumn("of {task.total:,.0f} {task.fields[unit]}"))
-    return progress.Progress(
-        described, progress.BarColumn(), *amount, progress.TimeRemainingColumn(), console=console, transient=True
-    )
+    columns = (described, progress.BarColumn(), *amount, progress.TimeRemainingColumn())
+    return progress.Progress(*columns, console=console, transient=True, auto_refresh=not still)
 
 
 def _beside(titles: Sequence[str], texts: Sequence[str]) -> Table:

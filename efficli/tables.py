@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efficli.bench.certificate_table import table as certificate_lines
+from efficli.bench.chart import draw
+from efficli.bench.markdown import to_markdown
+from efficli.bench.report_table import footnotes, report_tables
+from efficli.bench.rows import to_csv, to_jsonl
 from efficli.console import Terminal, size
+from efficli.errors import MissingExtra, OutputError, UsageError
 
 if TYPE_CHECKING:
     from efficli.bench.quality import Certificate
-    from efficli.pipeline import ExportedFile, ExportResult, Tried
+    from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
@@ -95,3 +103,83 @@ def show_try(terminal: Terminal, tried: Tried) -> None:
     for side, completion in tried.completions.items():
         if completion.stopped != "length":
             terminal.note(f"{tried.names[side]} stopped at its {completion.stopped}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchView:
+    """How the result of `bench` is shown: tables on stdout, or one of the forms that programs read."""
+
+    terminal: Terminal
+    csv: bool
+    jsonl: bool
+    markdown: bool
+    chart: Path | None
+    force: bool
+
+    def check(self) -> None:
+        """Before anything runs: one form only, and a place for the chart."""
+        forms = {"--json": self.terminal.as_json, "--csv": self.csv, "--jsonl": self.jsonl, "--markdown": self.markdown}
+        chosen = [name for name, is_on in forms.items() if is_on]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} both write to stdout, expected one of them")
+        if self.chart is not None:
+            self._check_chart(self.chart)
+
+    def _check_chart(self, path: Path) -> None:
+        if path.suffix.lower() != ".png":
+            raise UsageError(f"--chart {path}, expected a name that ends in .png")
+        if not path.parent.is_dir():
+            raise OutputError("no such directory", where=str(path.parent))
+        if path.exists() and not self.force:
+            raise OutputError("exists", where=str(path), hint="--force replaces it")
+        if find_spec("matplotlib") is None:
+            raise MissingExtra("matplotlib", "plot")
+
+    def interrupted(self, result: BenchResult) -> bool:
+        """Show what there is; whether there was anything."""
+        if not any(artifact.is_measured for artifact in result.artifacts):
+            return False
+        self._show(result)
+        return True
+
+    def finished(self, result: BenchResult, *, dry_run: bool) -> int:
+        """Show the result, and each failure on stderr; the exit code is that of the first failure."""
+        if dry_run:
+            self._show_plan(result)
+        else:
+            self._show(result)
+            if self.chart is not None:
+                draw(result, self.chart)
+                self.terminal.note(f"drawn: {self.chart}")
+        failures = [artifact.failure for artifact in result.artifacts if artifact.failure]
+        for failure in failures:
+            self.terminal.complaint(failure.line, failure.hint)
+        return failures[0].code if failures else 0
+
+    def _show(self, result: BenchResult) -> None:
+        terminal = self.terminal
+        if terminal.as_json:
+            terminal.data(result.to_json())
+        elif self.csv:
+            terminal.text(to_csv(result))
+        elif self.jsonl:
+            terminal.text(to_jsonl(result))
+        elif self.markdown:
+            terminal.text(to_markdown(result))
+        elif any(artifact.is_measured for artifact in result.artifacts):
+            for title, columns, rows in report_tables(result):
+                terminal.table(title, columns, rows, is_data=True)
+            terminal.text("\n")
+            for line in footnotes(result):
+                terminal.text(f"{line}\n")
+
+    def _show_plan(self, result: BenchResult) -> None:
+        if self.terminal.as_json:
+            self.terminal.data(result.to_json())
+            return
+        rows = [
+            [artifact.path, " ".join(test.label for test in artifact.planned), str(artifact.settings.ctx)]
+            for artifact in result.artifacts
+            if artifact.settings
+        ]
+        self.terminal.table("Would measure", ("artifact", "tests", "context"), rows, is_data=True)

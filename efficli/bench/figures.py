@@ -277,6 +277,8 @@ class ArtifactResult:
 
     path: str
     settings: Settings | None = None
+    planned: tuple[SpeedTest, ...] = ()
+    """The tests that a run takes."""
     model: ModelFacts | None = None
     starts: list[StartResult] = field(default_factory=list)
     tests: list[SpeedResult] = field(default_factory=list)
@@ -293,12 +295,18 @@ class ArtifactResult:
     notes: list[str] = field(default_factory=list)
     failure: Failure | None = None
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.tests or self.starts or self.scenarios)
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {
             "path": self.path,
             "model": self.model and self.model.to_json(),
             "settings": self.settings and self.settings.to_json(),
+            "planned": [test.label for test in self.planned],
             "starts": [start.to_json() for start in self.starts],
             "tests": [test.to_json() for test in self.tests],
             "memory": self.memory and self.memory.to_json(),

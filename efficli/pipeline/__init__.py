@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from efficli.bench.figures import BenchResult
 from efficli.pipeline.attempt import Tried, try_artifact
+from efficli.pipeline.bench import bench
 from efficli.pipeline.export import export, run_export
 from efficli.pipeline.result import ExportedFile, ExportResult
 
-__all__ = ["ExportResult", "ExportedFile", "Tried", "export", "run_export", "try_artifact"]
+__all__ = [
+    "BenchResult", "ExportResult", "ExportedFile", "Tried", "bench", "export", "run_export", "try_artifact",
+]  # fmt: skip

@@ -59,16 +59,17 @@ def try_artifact(
         other: Checkpoint | Path | None = None
         if base is not None:
             names["base"] = base
-            other = _open_base(base, stack, threads, trust_remote_code, progress or Silent())
+            other = open_base(base, stack, threads, trust_remote_code, progress or Silent())
         written = compare.try_artifact(
             file, prompt, base=other, max_tokens=max_tokens, threads=threads, on_piece=on_piece
         )
     return Tried(prompt=prompt, names=names, completions=written)
 
 
-def _open_base(
+def open_base(
     base: str, stack: ExitStack, threads: int | None, trust_remote_code: bool, progress: Progress
 ) -> Checkpoint | Path:
+    """A base to compare with: an artifact's file, a checkpoint, or without PyTorch a temporary F32 file of one."""
     path = Path(base)
     if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
         return compare.model_file(path)

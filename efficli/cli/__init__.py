@@ -1,0 +1,9 @@
+"""The command line: signatures and help only. Each command calls one public function and prints what it says."""
+
+from __future__ import annotations
+
+from efficli.cli.app import Job, app, main
+
+from efficli.cli import export, bench, attempt  # isort: skip  (the order in which help lists them)
+
+__all__ = ["Job", "app", "attempt", "bench", "export", "main"]

@@ -1,0 +1,42 @@
+"""Options that several commands have, and the headings under which help lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from efficli.console import Terminal
+
+TYPES, CHECK, SOURCE, RUN, SHOW = "Types", "Certificate and gates", "Source", "Run", "Output on the terminal"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub id (org/name) or reference.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=SHOW)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what each task took.", rich_help_panel=SHOW)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only data and errors.", rich_help_panel=SHOW)]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.", rich_help_panel=SHOW)]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", min=1, metavar="N", help="Threads; without it all cores.", rich_help_panel=RUN),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Take a model that names code of its own; none is run.", rich_help_panel=SOURCE
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Compare with this model, not with the origin.", rich_help_panel=CHECK),
+]
+
+
+def option(*names: str, panel: str, about: str, metavar: str | None = None) -> typer.models.OptionInfo:
+    """An option with the sentence that help and docs/cli.md show."""
+    made: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=about, rich_help_panel=panel)
+    return made
+
+
+def terminal_for(as_json: bool, verbose: bool, quiet: bool, no_color: bool) -> Terminal:
+    """The terminal that these options ask for."""
+    return Terminal(as_json=as_json, verbosity=-1 if quiet else int(verbose), color=not no_color)

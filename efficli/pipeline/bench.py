@@ -1,0 +1,254 @@
+"""Bench: what a device will feel of an artifact. Joins headers, runtime, scenarios, certificates, targets and gates."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from efficli.bench.figures import ArtifactResult, BenchResult, Failure
+from efficli.bench.rounds import Effort
+from efficli.bench.scenario import load_scenario, scenario_names
+from efficli.bench.suite import Plan, measure, measure_in_turns
+from efficli.errors import EffiError, UsageError
+from efficli.ops.energy import EnergyMeter, NoMeter, open_meter
+from efficli.ops.hardware import cpu_name, usable_memory
+from efficli.ops.worker import Limits
+from efficli.pipeline.bench_predict import predict_file
+from efficli.pipeline.bench_quality import Gates, measured_quality, recorded_quality
+from efficli.pipeline.bench_request import BenchFile, BenchRequest, model_files, open_file
+from efficli.progress import Progress, Silent
+from efficli.target import Target, load_target
+
+
+def bench(
+    artifacts: Sequence[str | os.PathLike[str]],
+    *,
+    n_prompt: Sequence[int] | None = None,
+    n_gen: Sequence[int] | None = None,
+    depth: Sequence[int] | None = None,
+    threads: Sequence[int] | None = None,
+    ctx: int | None = None,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    flash_attn: str = "auto",
+    repetitions: int = 5,
+    max_repetitions: int = 30,
+    patience: float = 20.0,
+    starts: bool = True,
+    scenarios: Sequence[str] = (),
+    compare: bool = False,
+    base: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    max_kld: float | None = None,
+    min_top1: float | None = None,
+    max_bytes: int | None = None,
+    targets: Sequence[str] = (),
+    time_limit: float = 600.0,
+    memory_limit: int | None = None,
+    power_command: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    dry_run: bool = False,
+    into: BenchResult | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure artifacts (directories or GGUF files) with their real runtime, each in child processes.
+
+    Every figure is repeated `repetitions` times and on, to `max_repetitions` or for `patience` seconds, until its
+    median's 95 % interval is within 5 %. `starts`: cold and warm starts of fresh processes. `compare`: all
+    artifacts in turns, with the ratios of the others to the first. `scenarios`: names, "all", or paths of YAML files.
+    `base`, `text`: measure quality against that model; else the certificate beside the file is read. `time_limit` holds
+    for each repeat, in seconds, `memory_limit` for the process that runs the model, in bytes (without one: the
+    machine's). `into` is filled as the run goes on, so that a KeyboardInterrupt loses nothing.
+
+    An artifact that cannot be measured has a `failure` and the others go on. Errors that concern all, usage above all,
+    are raised, before anything runs.
+    """
+    named = [name for word in scenarios for name in (scenario_names() if word == "all" else (word,))]
+    request = BenchRequest(
+        n_prompt=_tuple(n_prompt),
+        n_gen=_tuple(n_gen),
+        depth=_tuple(depth),
+        threads=_tuple(threads),
+        ctx=ctx,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        flash_attn=flash_attn,
+        effort=Effort(least=repetitions, most=max_repetitions, patience=patience),
+        scenarios=tuple(load_scenario(name) for name in dict.fromkeys(named)),
+        seed=seed,
+    )
+    request.check()
+    if time_limit <= 0:
+        raise UsageError(f"--time-limit {time_limit:g}, expected more than 0 seconds")
+    if memory_limit is not None and memory_limit <= 0:
+        raise UsageError(f"--memory-limit {memory_limit}, expected more than 0 bytes")
+    if text is not None and base is None:
+        raise UsageError("--text without --base: there is no model to compare with", hint="--base MODEL")
+    result = BenchResult(machine={}) if into is None else into
+    run = _Run(
+        request=request,
+        limits=Limits(memory=memory_limit or usable_memory(), seconds=time_limit),
+        starts=starts,
+        targets=tuple(load_target(name) for name in targets),
+        gates=Gates(max_kld=max_kld, min_top1=min_top1, max_bytes=max_bytes),
+        result=result,
+        progress=progress or Silent(),
+    )
+    began = time.monotonic()
+    result.machine = machine()
+    try:
+        run.open(artifacts)
+        if compare and len(run.files) + run.failed < 2:
+            raise UsageError("--compare takes two artifacts or more")
+        if not dry_run:
+            with open_meter(power_command) as meter:
+                run.measure(meter, compare)
+            run.judge(base, text, trust_remote_code)
+    except KeyboardInterrupt:
+        result.interrupted = True
+        raise
+    finally:
+        result.seconds = time.monotonic() - began
+    return result
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One call of `bench`."""
+
+    request: BenchRequest
+    limits: Limits
+    starts: bool
+    targets: tuple[Target, ...]
+    gates: Gates
+    result: BenchResult
+    progress: Progress
+    files: list[tuple[BenchFile, Plan, ArtifactResult]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Artifacts that cannot be measured."""
+        return sum(one.failure is not None for one in self.result.artifacts)
+
+    def open(self, artifacts: Sequence[str | os.PathLike[str]]) -> None:
+        """Find the files, read their headers, plan."""
+        for word in artifacts:
+            found = ArtifactResult(path=os.fspath(word))
+            try:
+                paths = model_files(Path(word))
+            except EffiError as error:
+                found.failure = _failure(error)
+                self.result.artifacts.append(found)
+                continue
+            for path in paths:
+                self._open_one(ArtifactResult(path=str(path)))
+
+    def _open_one(self, found: ArtifactResult) -> None:
+        self.result.artifacts.append(found)
+        with _noted(found):
+            file = open_file(Path(found.path))
+            tests = self.request.tests(file)
+            found.settings = self.request.settings(file, tests)
+            found.planned = tests
+            found.quality = recorded_quality(file.gguf.path)
+            if not file.generates:
+                found.notes.append("an embedding model: it reads and does not write, so there is no decode speed")
+            self._predict(file, found)
+            plan = Plan(
+                file=file.gguf,
+                settings=found.settings,
+                limits=self.limits,
+                effort=self.request.effort,
+                tests=tests,
+                starts=self.starts,
+                scenarios=self.request.scenarios if file.generates else (),
+            )
+            self.files.append((file, plan, found))
+
+    def _predict(self, file: BenchFile, found: ArtifactResult) -> None:
+        if found.settings:
+            depth = next((test.n_depth for test in found.planned if test.n_gen), 0)
+            size = file.gguf.path.stat().st_size
+            found.predictions = [
+                predict_file(target, file.header, size, found.settings, depth, found.memory) for target in self.targets
+            ]
+
+    def measure(self, source: EnergyMeter | NoMeter, in_turns: bool) -> None:
+        """Run what was planned."""
+        for _, _, found in self.files:
+            found.energy_source = source.source
+        meter = None if isinstance(source, NoMeter) else source
+        if in_turns:
+            plans, results = [plan for _, plan, _ in self.files], [found for _, _, found in self.files]
+            if len(plans) < 2:
+                return  # the failures of the others are the answer
+            try:
+                measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
+            except EffiError as error:
+                results[0].failure = _failure(error)
+            return
+        for file, plan, found in self.files:
+            with _noted(found):
+                measure(plan, found, meter=meter, progress=self.progress)
+                self._predict(file, found)
+
+    def judge(self, base: str | None, text: str | os.PathLike[str] | None, trust_remote_code: bool) -> None:
+        """Quality against `base`, and the gates."""
+        good = [(file.gguf.path, found) for file, _, found in self.files if found.failure is None]
+        if base is not None and good:
+            qualities = measured_quality(
+                [path for path, _ in good],
+                base,
+                text=None if text is None else Path(text),
+                threads=max(self.request.threads or (0,)) or None,
+                seed=self.request.seed,
+                trust_remote_code=trust_remote_code,
+                progress=self.progress,
+            )
+            for (_, found), quality in zip(good, qualities, strict=True):
+                found.quality = quality
+        for path, found in good:
+            with _noted(found):
+                self.gates.check(path, found.quality)
+
+
+@contextmanager
+def _noted(found: ArtifactResult) -> Iterator[None]:
+    """An error of this artifact becomes its failure: the others go on."""
+    try:
+        yield
+    except EffiError as error:
+        found.failure = _failure(error)
+
+
+def _failure(error: EffiError) -> Failure:
+    return Failure(message=error.message, where=error.where, hint=error.hint, code=error.exit_code)
+
+
+def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(dict.fromkeys(values))
+
+
+def machine() -> dict[str, object]:
+    """The class of this machine and what runs on it, without its name."""
+    from efficli import __version__  # noqa: PLC0415 (the package imports this module)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu_info": cpu_name(),
+        "cores": cores,
+        "memory_bytes": usable_memory(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": {
+            "efficli": __version__,
+            "llama-cpp-python": version("llama-cpp-python"),
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,85 @@
+"""Quality beside speed: what the certificate of an artifact says, or what is measured now; and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficli.artifact import read_artifact
+from efficli.bench.figures import Quality
+from efficli.bench.quality import Certificate, certify_all
+from efficli.errors import EffiError, FitError, GateError
+from efficli.ops.storage import byte_text
+from efficli.pipeline.attempt import open_base
+from efficli.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """Limits that an artifact is held against; None is no limit."""
+
+    max_kld: float | None = None
+    min_top1: float | None = None
+    max_bytes: int | None = None
+
+    def check(self, path: Path, quality: Quality | None) -> None:
+        """GateError for a quality that was not reached, or not measured; FitError for a file that is too large."""
+        size = path.stat().st_size
+        if self.max_bytes is not None and size > self.max_bytes:
+            raise FitError(f"{byte_text(size)}, at most {byte_text(self.max_bytes)} wanted", where=path.name)
+        if self.max_kld is not None:
+            found = self._known(quality.kld_mean if quality else None, "KL divergence", path)
+            if not found <= self.max_kld:
+                raise GateError(f"mean KL divergence {found:.6f}, at most {self.max_kld:g} wanted", where=path.name)
+        if self.min_top1 is not None:
+            found = self._known(quality.top1_agreement if quality else None, "top-1 agreement", path)
+            if not found >= self.min_top1:
+                raise GateError(f"top-1 agreement {found:.4f}, at least {self.min_top1:g} wanted", where=path.name)
+
+    def _known(self, value: float | None, what: str, path: Path) -> float:
+        if value is None:
+            hint = "--base MODEL measures it"
+            raise GateError(f"no {what} is known of it, and a gate asks for one", where=path.name, hint=hint)
+        return value
+
+
+def recorded_quality(path: Path) -> Quality | None:
+    """What the manifest beside a file says of it; None where there is none, or the file is not the one it names."""
+    try:
+        manifest = read_artifact(path.parent).manifest
+    except EffiError:
+        return None
+    for entry in manifest.get("artifacts", ()):
+        if entry.get("path") == path.name and entry.get("certificate"):
+            return _quality(Certificate.from_json(entry["certificate"]))
+    return None
+
+
+def measured_quality(
+    paths: Sequence[Path],
+    base: str,
+    *,
+    text: Path | None,
+    threads: int | None,
+    seed: int,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> list[Quality | None]:
+    """Measure files against a model, on a text or on the committed slices."""
+    with ExitStack() as stack:
+        origin = open_base(base, stack, threads, trust_remote_code, progress)
+        found = certify_all(paths, origin, text=text, threads=threads, seed=seed, origin_name=base, progress=progress)
+    return [_quality(certificate) for certificate in found]
+
+
+def _quality(certificate: Certificate) -> Quality | None:
+    if certificate.status != "measured":
+        return None
+    figures = certificate.total.figures
+    return Quality(
+        kld_mean=figures.get("kld_mean"),
+        top1_agreement=figures.get("top1_agreement"),
+        origin=certificate.origin,
+    )
