@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 from efficli.ops.process import ThreadTime, cpu_seconds, stat_of, thread_times
 from efficli.ops.processors import CpuTimes, Processors, allowed, board_flags
 
-OTHERS_CORES, OTHERS_SHARE = 0.1, 0.05
-"""Cores that others may use unmentioned: so many, or this share of ours if that is more."""
-WAITED_SHARE = 0.03
+# Measured with llama.cpp on both cores of a machine: a neighbour that takes 0.05 cores costs 4-6 % of the tokens per
+# second and makes our threads wait 4.4 %; without one they wait 2 %, mostly for whoever measures them.
+OTHERS_CORES, OTHERS_SHARE = 0.05, 0.05
+"""Cores that others may use unmentioned: so many, or this share of those that we leave idle if that is more."""
+WAITED_SHARE = 0.04
 STEAL_SHARE = 0.02
 FREQUENCY_DROP = 0.05
-RESOLUTION_S = 0.05
-"""What others' CPU time may be off in one window: Linux tells idle time in steps of 10 ms a CPU."""
+STEPS_S = 0.015
+"""Three standard deviations of what a core's idle time is off in a window: Linux tells it in steps of 10 ms."""
 NAMED = 3
 WORTH_NAMING = 0.02
 """Neighbours that are named: at most so many, and each uses at least so many cores."""
@@ -65,7 +67,7 @@ class Disturbance:
     @property
     def busy(self) -> bool:
         """Whether others used more than their threshold."""
-        return self._beyond(self.others_cores, max(OTHERS_CORES, OTHERS_SHARE * self.cores))
+        return self._beyond(self.others_cores, max(OTHERS_CORES, OTHERS_SHARE * (self.cores - (self.own_cores or 0))))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -96,7 +98,7 @@ class Disturbance:
 
     def _beyond(self, cores: float | None, limit: float) -> bool:
         """Whether a number of cores is above the limit, and above what the steps of Linux' counters can feign."""
-        steps = RESOLUTION_S * math.sqrt(self.windows) / self.seconds if self.seconds else math.inf
+        steps = STEPS_S * math.sqrt(self.windows * self.cores) / self.seconds if self.seconds else math.inf
         return cores is not None and cores > max(limit, steps)
 
     @property
@@ -110,7 +112,8 @@ class Disturbance:
         if sum(neighbour.cores for neighbour in self.top) < others / 2:
             known.append("most of it by processes that have ended or cannot be seen from here")
         load = "" if self.load1 is None else f", load {self.load1:.1f}"
-        return f"busy neighbour: other processes used {others:.1f} of {self.cores} cores ({', '.join(known)}){load}"
+        used = f"{others:.1f}" if others >= 1 else f"{others:.2f}"
+        return f"busy neighbour: other processes used {used} of {self.cores} cores ({', '.join(known)}){load}"
 
 
 @dataclass(frozen=True, slots=True)
