@@ -1,35 +1,42 @@
 """Conversion to GGUF: CPU time and peak memory of efficli against llama.cpp's converter and quantizer, paired.
 
-    python benchmarks/convert.py --work DIR [--types F16,Q4_0,Q4_K_M] [--rounds 2] [--keep]
+    python benchmarks/convert.py [--work DIR] [--types F16,Q4_0,Q4_K_M] [--rounds 2] [--keep]
 
 Makes a checkpoint of 1.1 billion random bfloat16 weights (TinyLlama's shape, 2.2 GB) and one of half its layers,
 fetches llama.cpp's convert_hf_to_gguf.py with `pip download` (the source distribution of the installed
-llama-cpp-python), and runs in turn, for each type
+llama-cpp-python), and runs in pairs, for each type
 
 * reference: convert_hf_to_gguf.py --outtype f16, then llama_model_quantize on its file (for F16 only the first)
 * proper: efficli's conversion (reads, chooses types, checks for NaN, encodes, writes), nothing else of `export`
 * export: `efficli export --no-certificate`, all of it
 
-Needs 7 GB of disk. Interrupted, it goes on where it was: each run is kept in DIR/runs.json. The result goes to
-benchmarks/results/convert.json. CPU seconds are of the whole process tree, and hardly depend on what else runs.
+Needs 7 GB of disk. CPU seconds are of the whole process tree, and hardly depend on what else runs. See runner.py for
+what all benchmarks share.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import functools
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import machine
 import random_llama
+from runner import Benchmark, Limit, Step, alternating, arguments, ratio, rounded
 
 HERE = Path(__file__).resolve().parent
 LIMITS = {"proper": {"F16": 0.5, "Q4_0": 0.45, "Q4_K_M": 0.85}, "export": {"F16": 0.8, "Q4_0": 0.6, "Q4_K_M": 0.95}}
-"""Largest ratio of CPU seconds to the reference's; peak memory: 0.3."""
+"""Largest ratio of CPU seconds to the reference's."""
+PEAK_LIMIT = 0.3
+QUESTION = "CPU time and peak memory of `export` against llama.cpp's converter followed by its quantizer"
+PARTS = {
+    "proper": "conversion: read, choose types, scan for NaN, encode, write",
+    "export": "all of `export` but the certificate: with hashes, load, tokens",
+}
 
 QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -70,109 +77,104 @@ finally:
 file to load it is the file's size."""
 
 
-class Work:
-    """The folder of one benchmark: what was measured so far, and where files are."""
+class Converting:
+    """The steps of the benchmark: what each runs, and the files that they need, made when the first one asks."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.log, self.state = folder, folder / "log.txt", folder / "runs.json"
-        self.runs = json.loads(self.state.read_text()) if self.state.exists() else {}
+    def __init__(self, bench: Benchmark, layers: int) -> None:
+        self.bench, self.folder = bench, bench.folder
+        self.layers = {"full": layers, "half": layers // 2}
+        self.half_precision = bench.folder / "reference-f16.gguf"
+        self._environment = {"PYTHONPATH": str(HERE.parent)}
 
-    def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> bool:
-        """Measure a command once; a run of this name that is already there is kept. Whether it was run now."""
-        if name in self.runs:
-            return False
-        self.runs[name] = machine.measure(command, log=self.log, environment=environment)
-        self.save()
-        print(name, self.runs[name], flush=True)
-        return True
+    def steps(self, types: list[str], rounds: int, parts: list[str]) -> Iterator[Step]:
+        """Whole rounds, every type in each; who comes first changes from round to round."""
+        for number, side in alternating(rounds, "reference", "efficli"):
+            if side == "reference" and "reference" in parts:
+                yield Step(name=f"{number}/reference/F16", run=self.convert)
+                for kind in types:
+                    if kind != "F16":
+                        yield Step(name=f"{number}/reference/{kind}", run=functools.partial(self.quantize, kind))
+            elif side == "efficli":
+                for kind in types:
+                    for part in ("proper", "export"):
+                        if part in parts:
+                            run = functools.partial(self.efficli, part, kind, "full")
+                            yield Step(name=f"{number}/{part}/{kind}", run=run)
+        for kind in types:
+            if "proper" in parts:
+                run = functools.partial(self.efficli, "proper", kind, "half")
+                yield Step(name=f"half/proper/{kind}", run=run)
 
-    def save(self) -> None:
-        """Keep what was measured."""
-        self.state.write_text(json.dumps(self.runs, indent=2))
+    def model(self, size: str) -> Path:
+        """The checkpoint."""
+        text = HERE.parent / "efficli/reference/text/calibration-prose.txt"
+        folder = self.folder / size
+        random_llama.write(folder, layers=self.layers[size], text=text, **random_llama.TINYLLAMA)
+        return folder
+
+    def convert(self) -> dict[str, float]:
+        """llama.cpp's converter to F16; its file stays for the quantizer."""
+        converter, model = fetch_converter(self.folder), self.model("full")
+        partial = self.half_precision.with_suffix(".partial")
+        command = [sys.executable, str(converter), str(model), "--outtype", "f16", "--outfile", str(partial)]
+        found = self.bench.measure(command, {"PYTHONPATH": str(converter.parent / "gguf-py")})
+        partial.replace(self.half_precision)
+        return found
+
+    def quantize(self, kind: str) -> dict[str, float]:
+        """llama.cpp's quantizer."""
+        if not self.half_precision.exists():
+            self.convert()
+        out = self.folder / "reference.gguf"
+        program = [sys.executable, "-c", QUANTIZE, str(self.half_precision), str(out), kind]
+        found = self.bench.measure(program)
+        out.unlink()
+        return found
+
+    def efficli(self, part: str, kind: str, size: str) -> dict[str, float]:
+        """The conversion alone, or the whole command."""
+        out, model = self.folder / "efficli-out", str(self.model(size))
+        if part == "proper":
+            found = self.bench.measure([sys.executable, "-c", PROPER, model, str(out), kind], self._environment)
+            out.unlink()
+            return found
+        told = self.folder / "rss.txt"
+        program = EXPORT.replace("RSS", repr(str(told)))
+        command = [sys.executable, "-c", program, "export", model, "-o", str(out), "--type", kind]
+        found = self.bench.measure([*command, "--no-certificate", "--force"], self._environment)
+        found["converting_process_peak_rss_bytes"] = int(told.read_text())
+        random_llama.remove(out)
+        return found
+
+    def remove(self) -> None:
+        """Delete what takes gigabytes."""
+        self.half_precision.unlink(missing_ok=True)
+        for size in self.layers:
+            random_llama.remove(self.folder / size)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, compare, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="a folder with 7 GB to spare")
+    parser = arguments(__doc__, "convert")
     parser.add_argument("--types", default="F16,Q4_0,Q4_K_M")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--keep", action="store_true", help="do not delete the checkpoints at the end")
     parser.add_argument("--only", choices=["reference", "proper", "export"], action="append", help="parts to run")
     options = parser.parse_args()
-    work = Work(options.work)
+    bench = Benchmark("convert", QUESTION, options, "llama-cpp-python", "numpy", "gguf", "transformers", "torch")
     types = options.types.split(",")
-    parts = options.only or ["reference", "proper", "export"]
-    text = HERE.parent / "efficli/reference/text/calibration-prose.txt"
-    models = {
-        size: (
-            work.folder / size,
-            random_llama.write(work.folder / size, layers=layers, text=text, **random_llama.TINYLLAMA),
-        )
-        for size, layers in (("full", options.layers), ("half", options.layers // 2))
+    converting = Converting(bench, options.layers)
+    bench.run(list(converting.steps(types, options.rounds, options.only or ["reference", "proper", "export"])))
+    limits, summary = compare(bench.runs, types, options.rounds)
+    sizes = {
+        size: 2 * random_llama.count(layers=layers, **random_llama.TINYLLAMA)
+        for size, layers in converting.layers.items()
     }
-    for number in range(options.rounds):
-        one_round(work, number, types, parts, models["full"][0])
-    if "proper" in parts:
-        for kind in types:
-            ours(work, f"half/proper/{kind}", "proper", kind, models["half"][0])
-    result = {
-        "benchmark": "convert",
-        "command": f"python benchmarks/convert.py --work DIR --types {options.types} --rounds {options.rounds}",
-        "layers": options.layers,
-        "machine": machine.describe(),
-        "versions": machine.versions("llama-cpp-python", "numpy", "gguf", "transformers", "torch"),
-        "checkpoint_bytes": {size: nbytes for size, (_, nbytes) in models.items()},
-        "summary": summary(work, types, options.rounds),
-        "runs": work.runs,
-    }
-    out = HERE / "results" / "convert.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["summary"], indent=2))
+    code = bench.finish(limits, layers=options.layers, checkpoint_bytes=sizes, summary=summary)
     if not options.keep:
-        for folder, _ in models.values():
-            random_llama.remove(folder)
-
-
-def one_round(work: Work, number: int, types: list[str], parts: list[str], model: Path) -> None:
-    """The reference and efficli after each other, for every type."""
-    half_file = work.folder / "reference-f16.gguf"
-    if "reference" in parts:
-        todo = [kind for kind in types if f"{number}/reference/{kind}" not in work.runs]
-        if todo:
-            work.runs.pop(f"{number}/reference/F16", None)
-            converter = fetch_converter(work.folder)
-            command = [sys.executable, str(converter), str(model), "--outtype", "f16", "--outfile", str(half_file)]
-            work.run(f"{number}/reference/F16", command, {"PYTHONPATH": str(converter.parent / "gguf-py")})
-    for kind in types:
-        if "reference" in parts and kind != "F16":
-            out = work.folder / "reference.gguf"
-            work.run(f"{number}/reference/{kind}", [sys.executable, "-c", QUANTIZE, str(half_file), str(out), kind])
-            out.unlink(missing_ok=True)
-        for part in ("proper", "export"):
-            if part in parts:
-                ours(work, f"{number}/{part}/{kind}", part, kind, model)
-    half_file.unlink(missing_ok=True)
-
-
-def ours(work: Work, name: str, part: str, kind: str, model: Path) -> None:
-    """One run of efficli."""
-    out = work.folder / "efficli-out"
-    environment = {"PYTHONPATH": str(HERE.parent)}
-    if part == "proper":
-        work.run(name, [sys.executable, "-c", PROPER, str(model), str(out), kind], environment)
-        out.unlink(missing_ok=True)
-    else:
-        told = work.folder / "rss.txt"
-        program = EXPORT.replace("RSS", repr(str(told)))
-        command = [sys.executable, "-c", program, "export", str(model), "-o", str(out), "--type", kind]
-        if work.run(name, [*command, "--no-certificate", "--force"], environment):
-            work.runs[name]["converting_process_peak_rss_bytes"] = int(told.read_text())
-            work.save()
-        random_llama.remove(out)
+        converting.remove()
+    return code
 
 
 def fetch_converter(folder: Path) -> Path:
@@ -189,41 +191,42 @@ def fetch_converter(folder: Path) -> Path:
     return root / "convert_hf_to_gguf.py"
 
 
-def summary(work: Work, types: list[str], rounds: int) -> dict[str, object]:
-    """Ratios per type: median of the rounds, their range, and the limit."""
-    out: dict[str, object] = {}
+def compare(runs: dict[str, Any], types: list[str], rounds: int) -> tuple[list[Limit], dict[str, Any]]:
+    """Ratios to the reference per part and type, and the limits that they are held against."""
+    limits, out = [], dict[str, Any]()
     for kind in types:
-        for part in ("proper", "export"):
-            pairs = [pair(work, n, part, kind) for n in range(rounds) if f"{n}/{part}/{kind}" in work.runs]
-            pairs = [p for p in pairs if p]
+        for part in PARTS:
+            pairs = [found for n in range(rounds) if (found := pair(runs, n, part, kind))]
             if not pairs:
                 continue
-            cpu, rss = [p[0] for p in pairs], [p[1] for p in pairs if p[1] is not None]
-            out[f"{part}/{kind}"] = {
-                "n": len(pairs),
-                "cpu_ratio": round(statistics.median(cpu), 3),
-                "cpu_ratio_range": [round(min(cpu), 3), round(max(cpu), 3)],
-                "cpu_limit": LIMITS[part].get(kind),
-                "peak_rss_ratio": round(statistics.median(rss), 3) if rss else None,
-                "peak_rss_limit": 0.3,
-            }
-        if f"half/proper/{kind}" in work.runs and f"0/proper/{kind}" in work.runs:
-            full, half = (work.runs[f"{n}/proper/{kind}"]["peak_rss_bytes"] for n in ("0", "half"))
+            cpu = ratio([(mine["cpu_s"], theirs["cpu_s"]) for mine, theirs in pairs])
+            rss = ratio([(mine["peak_rss_bytes"], theirs["peak_rss_bytes"]) for mine, theirs in pairs])
+            limits.append(Limit(name=f"{part}/{kind}: CPU time", found=cpu, most=LIMITS[part].get(kind)))
+            limits.append(Limit(name=f"{part}/{kind}: peak memory", found=rss, most=PEAK_LIMIT))
+            out[f"{part}/{kind}"] = {"cpu_ratio": rounded(cpu), "peak_rss_ratio": rounded(rss)}
+        if f"half/proper/{kind}" in runs and f"0/proper/{kind}" in runs:
+            full, half = (runs[f"{n}/proper/{kind}"]["peak_rss_bytes"] for n in ("0", "half"))
             out[f"memory/{kind}"] = {"peak_rss_bytes": full, "of_half_the_model": half, "ratio": round(full / half, 3)}
-    return out
+    return limits, out
 
 
-def pair(work: Work, number: int, part: str, kind: str) -> tuple[float, float | None] | None:
-    """(CPU seconds, peak RSS) of efficli relative to the reference's in the same round."""
-    first = work.runs.get(f"{number}/reference/F16")
-    second = work.runs.get(f"{number}/reference/{kind}") if kind != "F16" else {"cpu_s": 0.0, "peak_rss_bytes": 0}
-    if first is None or second is None:
+def pair(runs: dict[str, Any], number: int, part: str, kind: str) -> tuple[dict[str, float], dict[str, float]] | None:
+    """CPU seconds and peak memory of efficli and of the reference in the same round."""
+    names = [f"{number}/reference/{step}" for step in dict.fromkeys(["F16", kind])]
+    mine = runs.get(f"{number}/{part}/{kind}")
+    if mine is None or any(name not in runs for name in names):
         return None
-    mine = work.runs[f"{number}/{part}/{kind}"]
-    cpu = mine["cpu_s"] / (first["cpu_s"] + second["cpu_s"])
-    peak = mine.get("converting_process_peak_rss_bytes") if part == "export" else mine["peak_rss_bytes"]
-    return cpu, peak and peak / max(first["peak_rss_bytes"], second["peak_rss_bytes"])
+    theirs = [runs[name] for name in names]
+    # of `export` not the child that maps the written file to load it: that peak is the file's size
+    peak = mine["peak_rss_bytes" if part == "proper" else "converting_process_peak_rss_bytes"]
+    return (
+        {"cpu_s": mine["cpu_s"], "peak_rss_bytes": peak},
+        {
+            "cpu_s": sum(run["cpu_s"] for run in theirs),
+            "peak_rss_bytes": max(run["peak_rss_bytes"] for run in theirs),
+        },
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

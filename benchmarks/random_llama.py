@@ -13,6 +13,9 @@ import numpy as np
 TINYLLAMA = {"hidden": 2048, "ffn": 5632, "heads": 32, "kv_heads": 4, "vocab": 32000}
 """TinyLlama's shape: 22 layers make 1.1 billion weights, 2.2 GB."""
 
+HUNDRED_MILLION = {"layers": 12, "hidden": 768, "ffn": 2048, "heads": 12, "kv_heads": 4, "vocab": 16000}
+"""100.1 million weights: twice the caches of a small machine at 8 bits."""
+
 _SLAB = 1 << 22
 
 
@@ -21,7 +24,7 @@ def write(
 ) -> int:
     """Write the checkpoint (again unless it is complete); bytes of its weights. `text` trains the vocabulary."""
     tensors = _tensors(layers, hidden, ffn, heads, kv_heads, vocab)
-    size = 2 * sum(math.prod(shape) for shape in tensors.values())
+    size = 2 * _count(tensors)
     done = folder / "config.json"
     if done.exists():
         return size
@@ -48,6 +51,15 @@ def write(
     }
     done.write_text(json.dumps(config, indent=2))
     return size
+
+
+def count(*, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int) -> int:
+    """Weights of the checkpoint; each takes two bytes."""
+    return _count(_tensors(layers, hidden, ffn, heads, kv_heads, vocab))
+
+
+def _count(tensors: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in tensors.values())
 
 
 def _tensors(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,147 @@
+"""benchmarks/: runs that survive a kill, alternation, limits, the page; with real small commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+SCRIPT = """
+import functools, os, signal, sys
+from pathlib import Path
+from runner import Benchmark, Limit, Step, alternating, arguments, ratio
+
+parser = arguments("A benchmark of two commands.", "tiny")
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--most", type=float, default=1e9)
+parser.add_argument("--die-in", default="")
+options = parser.parse_args()
+die_in, options.die_in = options.die_in, ""
+bench = Benchmark("tiny", "which of two commands takes longer?", options, "numpy")
+seen = bench.folder / "seen.txt"
+
+
+def step(number, side):
+    with seen.open("a") as file:
+        file.write(f"{number}/{side}\\n")
+    if f"{number}/{side}" == die_in.removeprefix("interrupt:"):
+        os.kill(os.getpid(), signal.SIGINT if die_in.startswith("interrupt:") else signal.SIGKILL)
+    return bench.measure(["sleep", "0.02" if side == "a" else "0.01"])
+
+
+steps = [Step(name=f"{n}/{s}", run=functools.partial(step, n, s)) for n, s in alternating(options.rounds, "a", "b")]
+bench.run(steps)
+pairs = [(bench.runs[f"{n}/a"]["wall_s"], bench.runs[f"{n}/b"]["wall_s"]) for n in range(options.rounds)]
+limits = [Limit(name="a / b", found=ratio(pairs), least=0.0, most=options.most)]
+sys.exit(bench.finish(limits, pairs=pairs))
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Runs the small benchmark in a folder of its own."""
+    script = tmp_path / "tiny.py"
+    script.write_text(SCRIPT)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), "--work", str(tmp_path / "work"), "--results", str(tmp_path), *words]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(ROOT)])}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    return run
+
+
+def steps_run(folder: Path) -> list[str]:
+    """Names of the steps that were begun, in order."""
+    return (folder / "work/seen.txt").read_text().split()
+
+
+def test_pairs_alternate_and_the_result_has_everything(tiny, tmp_path):
+    done = tiny("--rounds", "3")
+    assert done.returncode == 0, done.stderr
+    assert steps_run(tmp_path) == ["0/a", "0/b", "1/b", "1/a", "2/a", "2/b"]
+    result = json.loads((tmp_path / "tiny.json").read_text())
+    assert result["command"] == "python benchmarks/tiny.py --rounds 3"  # without this machine's folders
+    assert result["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert result["versions"].keys() == {"numpy"}
+    assert result["runs"].keys() == set(steps_run(tmp_path))
+    limit = result["limits"][0]
+    assert limit["holds"]
+    assert limit["n"] == 3
+    ratios = [result["runs"][f"{n}/a"]["wall_s"] / result["runs"][f"{n}/b"]["wall_s"] for n in range(3)]
+    assert limit["median"] == pytest.approx(statistics.median(ratios), abs=1e-4)
+    assert limit["low"] == pytest.approx(min(ratios), abs=1e-4)
+    assert "holds: a / b" in done.stdout
+
+
+def test_a_killed_benchmark_goes_on(tiny, tmp_path):
+    killed = tiny("--die-in", "1/b")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "tiny.json").exists()
+    kept = json.loads((tmp_path / "work/runs.json").read_text())["runs"]
+    assert list(kept) == ["0/a", "0/b"]
+    done = tiny()
+    assert done.returncode == 0, done.stderr
+    assert steps_run(tmp_path) == ["0/a", "0/b", "1/b", "1/b", "1/a", "2/a", "2/b"]  # only the killed one twice
+    runs = json.loads((tmp_path / "tiny.json").read_text())["runs"]
+    assert {name: runs[name] for name in kept} == kept
+    tiny()  # a finished benchmark measures anew
+    assert steps_run(tmp_path)[7:] == ["0/a", "0/b", "1/b", "1/a", "2/a", "2/b"]
+
+
+def test_an_interrupted_benchmark_says_how_to_go_on(tiny, tmp_path):
+    done = tiny("--die-in", "interrupt:0/b")
+    assert done.returncode == 130
+    assert "tiny: interrupted; 5 of 6 runs are missing: 0/b, 1/b, 1/a, 2/a, 2/b" in done.stderr
+    assert "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_out_of_time_says_what_is_missing_and_each_call_gets_on(tiny, tmp_path):
+    done = tiny("--minutes", "0")
+    assert done.returncode == 4
+    assert "out of time" in done.stderr
+    assert "5 of 6 runs are missing: 0/b, 1/b, 1/a, 2/a, 2/b" in done.stderr
+    assert tiny("--minutes", "0").returncode == 4
+    assert steps_run(tmp_path) == ["0/a", "0/b"]
+    assert tiny("--minutes", "5").returncode == 0
+
+
+def test_a_limit_that_is_not_met_is_said_and_is_exit_1(tiny, tmp_path):
+    done = tiny("--most", "0", "--rounds", "1")
+    assert done.returncode == 1
+    assert "NOT MET: a / b" in done.stdout
+    assert "0 of 1 limits hold" in done.stdout
+    assert json.loads((tmp_path / "tiny.json").read_text())["limits"][0]["holds"] is False
+
+
+def test_runs_of_other_conditions_are_not_mixed_in(tiny, tmp_path):
+    assert tiny("--minutes", "0").returncode == 4
+    other = tiny("--rounds", "2")
+    assert other.returncode == 1
+    assert "its runs are of other options" in other.stderr
+    state = tmp_path / "work/runs.json"
+    kept = json.loads(state.read_text())
+    kept["conditions"]["versions"]["numpy"] = "1.0"
+    state.write_text(json.dumps(kept))
+    other = tiny()
+    assert other.returncode == 1
+    assert "its runs are of other versions" in other.stderr
+
+
+def test_a_command_that_fails_ends_the_benchmark(tmp_path):
+    program = "import machine, pathlib, sys; machine.measure(['false'], log=pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    command = [sys.executable, "-c", program, str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "false: exit code 1, see" in done.stderr
