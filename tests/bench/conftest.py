@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,15 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "code.txt"
     file.write_text(committed("evaluation-code")[:6000], encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def write_scenario(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a scenario's YAML, and beside it the text.txt that it may name."""
+
+    def write(content: str, text: str = "") -> Path:
+        (tmp_path / "text.txt").write_text(text)
+        (tmp_path / "s.yaml").write_text(content)
+        return tmp_path / "s.yaml"
+
+    return write
