@@ -48,6 +48,7 @@ def validate(schema: type[Schema], document: Document) -> Schema:
         return schema.model_validate(document.values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=True)
+        problems.sort(key=lambda problem: problem["type"] == "missing")  # a misspelt key says why another is missing
         first, *rest = [_explain(schema, problem, document) for problem in problems]
         message = first[0]
         if rest:
