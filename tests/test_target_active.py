@@ -149,3 +149,16 @@ def test_work_of_a_file():
     assert work.active_weights == active.weights
     assert work.prompt_types is not None
     assert sum(share.weights for share in work.prompt_types.values()) == active.weights - VOCAB * WIDTH
+
+
+def test_a_real_header(tmp_path):
+    from efficli.export.gguf.parse import read_gguf
+    from tests.tiny_gguf import write_tiny
+
+    header = read_gguf(write_tiny(tmp_path / "tiny.gguf"))
+    tensors = {name: (found.type, found.nbytes, found.shape) for name, found in header.tensors.items()}
+    active = active_bytes(tensors, header.metadata)
+    assert "output.weight" in tensors
+    assert active.nbytes == total(tensors) - tensors["token_embd.weight"][1]
+    assert set(active.types) == {"F32"}
+    assert active.nbytes == 4 * active.weights
