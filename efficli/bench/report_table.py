@@ -1,31 +1,18 @@
-"""A benchmark as tables of words: what ran, how fast, how long it takes to start, what it holds, what was not measured.
-
-Every table fits 80 columns with names of 24 characters. Artifacts are rows, because their names are long; where several
-tests meet several artifacts, a line names the test and the artifacts follow it, so that they stand below each other.
-"""
+"""A benchmark as tables of words: how fast, how soon, how large, how good, against what, and what was not measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from efficli.bench.figures import ArtifactResult, BenchResult, Series, SpeedResult, StartResult
-from efficli.bench.wording import UNSTEADY, conditions, figure, number, short_names, size, test_words
+from efficli.bench.figures import BenchResult, Series, SpeedResult, StartResult
+from efficli.bench.layout import Entry, Table, absent, lay_out, named, tests_of
+from efficli.bench.prediction_table import prediction_notes, prediction_tables
+from efficli.bench.scenario_table import scenario_failures, scenario_notes, scenario_tables
+from efficli.bench.wording import UNSTEADY, conditions, figure, number, result_of, short_names, size, test_words
 from efficli.ops.statistics import CONFIDENCE
-
-Table = tuple[str, Sequence[str], list[list[str]]]
-"""Title, headings, rows."""
 
 RESIDENT = 0.01
 """A start with more of the file than this in the page cache is not called cold."""
-
-
-class Entry(NamedTuple):
-    """One line before it is laid out: of which group (a test, a way to start), of which artifact."""
-
-    group: str
-    name: str
-    cells: list[str]
 
 
 def report_tables(result: BenchResult) -> list[Table]:
@@ -37,6 +24,8 @@ def report_tables(result: BenchResult) -> list[Table]:
         *_memory(result),
         *_quality(result),
         *_comparisons(result),
+        *scenario_tables(result),
+        *prediction_tables(result),
         *_failures(result),
     ]
     return [table for table in tables if table[2]]
@@ -45,15 +34,24 @@ def report_tables(result: BenchResult) -> list[Table]:
 def footnotes(result: BenchResult) -> list[str]:
     """What a reader must know to believe the tables, one sentence a line; the conditions come last."""
     return [
+        *doubts(result),
+        *_memory_words(result),
+        *_energy(result),
+        *scenario_notes(result),
+        *prediction_notes(result),
+        *_own_notes(result),
+        conditions(result),
+    ]
+
+
+def doubts(result: BenchResult) -> list[str]:
+    """What makes figures less sure than they look, and how sure they are: marks, neighbours, starts not cold."""
+    return [
         *_interrupted(result),
         *_marks(result),
         *_disturbances(result),
-        *_intervals(result),
         *_not_cold(result),
-        *_memory_words(result),
-        *_energy(result),
-        *_own_notes(result),
-        conditions(result),
+        *_intervals(result),
     ]
 
 
@@ -61,28 +59,23 @@ def footnotes(result: BenchResult) -> list[str]:
 
 
 def _speed(result: BenchResult, *, prompt: bool) -> Iterator[Table]:
-    names = _names(result)
-    found = {a.path: [t for t in a.tests if bool(t.test.n_prompt) is prompt] for a in result.artifacts}
-    tests = list(dict.fromkeys(one.test for ones in found.values() for one in ones))
-    if not tests:
-        return
+    tests, measured = tests_of(result, prompt=prompt), [one for artifact in result.artifacts for one in artifact.tests]
     varied = len({test.threads for test in tests}) > 1
-    energy = any(one.energy for ones in found.values() for one in ones)
-    extra = ["J/token"] if energy else []
+    energy = any(one.energy for one in measured)
     columns = ["tokens/s", "first token, ms"] if prompt else ["tokens/s", "p50", "p95", "p99"]
+    columns += ["n", "J/token"] if energy else ["n"]
     entries = []
     for test in tests:
-        for artifact in result.artifacts:
-            group = test_words(test, kind=False, threads=varied)
-            one = next((one for one in found[artifact.path] if one.test == test), None)
+        for artifact, name in named(result):
+            one = result_of(artifact, test)
             if one is None:
-                cells = [_absent(result, artifact, prompt=prompt)] + [""] * (len(columns) + len(extra))
+                cells = [absent(result, artifact, writes=not prompt), *[""] * (len(columns) - 1)]
             else:
                 cells = [*_rates(one), str(one.rate.estimate.n)]
                 cells += [figure(one.energy, interval=False) if one.energy else ""] if energy else []
-            entries.append(Entry(group, names[artifact.path], cells))
+            entries.append(Entry(test_words(test, kind=False, threads=varied), name, cells))
     title = "Prefill (reading a prompt)" if prompt else "Decode (writing); p50, p95 and p99 in ms a token"
-    yield _lay_out(title, [*columns, "n", *extra], entries)
+    yield lay_out(title, columns, entries)
 
 
 def _rates(one: SpeedResult) -> list[str]:
@@ -92,31 +85,22 @@ def _rates(one: SpeedResult) -> list[str]:
     return [figure(one.rate), *((number(p, tpot.p50) for p in (tpot.p50, tpot.p95, tpot.p99)) if tpot else [""] * 3)]
 
 
-def _absent(result: BenchResult, artifact: ArtifactResult, *, prompt: bool) -> str:
-    """Why there is no figure where others have one."""
-    if artifact.failure:
-        return "failed"
-    if artifact.model and not artifact.model.generates and not prompt:
-        return "writes no text"
-    return "not reached" if result.interrupted else "not measured"
-
-
 # ---- starts
 
 
 def _starts(result: BenchResult) -> Iterator[Table]:
-    names, entries = _names(result), []
+    entries = []
     for cold, group in ((True, "cold, file not cached"), (False, "warm, file cached")):
         if not any(start.cold is cold for artifact in result.artifacts for start in artifact.starts):
             continue
-        for artifact in result.artifacts:
+        for artifact, name in named(result):
             start = next((start for start in artifact.starts if start.cold is cold), None)
             if start is None:
-                cells = ["", "", "", _absent(result, artifact, prompt=True), ""]
+                cells = ["", "", "", absent(result, artifact), ""]
             else:
                 cells = [*_phases(start), figure(start.total), str(start.total.estimate.n)]
-            entries.append(Entry(group, names[artifact.path], cells))
-    yield _lay_out("Start of a fresh process, ms", ["process", "+ load", "+ first token", "= total", "n"], entries)
+            entries.append(Entry(group, name, cells))
+    yield lay_out("Start of a fresh process, ms", ["process", "+ load", "+ first token", "= total", "n"], entries)
 
 
 def _phases(start: StartResult) -> list[str]:
@@ -128,23 +112,23 @@ def _phases(start: StartResult) -> list[str]:
 
 def _memory(result: BenchResult) -> Iterator[Table]:
     rows = []
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         memory, model = artifact.memory, artifact.model
         if memory:
             sizes = [model.nbytes if model else None, memory.peak_rss, memory.peak_anon, memory.peak_file]
             rows.append([name, *("" if value is None else size(value) for value in sizes)])
         elif model:
-            rows.append([name, size(model.nbytes), _absent(result, artifact, prompt=True), "", ""])
+            rows.append([name, size(model.nbytes), absent(result, artifact), "", ""])
     yield "Size of the file, and peak memory of the process", ["", "file", "peak", "RssAnon", "RssFile"], rows
 
 
 def _quality(result: BenchResult) -> Iterator[Table]:
     rows, origins = [], set()
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         quality = artifact.quality
         if quality and quality.kld_mean is not None:
             top1 = quality.top1_agreement
-            rows.append([name, number(quality.kld_mean), "" if top1 is None else f"{top1:.2%}"])
+            rows.append([name, number(quality.kld_mean), "" if top1 is None else f"{100 * top1:.2f} %"])
             origins.add(quality.origin or "an origin that is not named")
     against = f" against {', '.join(sorted(origins))}" if origins else ""
     yield f"Quality{against}", ["", "mean KL divergence", "top-1 agreement"], rows
@@ -171,11 +155,12 @@ def _comparisons(result: BenchResult) -> Iterator[Table]:
 
 def _failures(result: BenchResult) -> Iterator[Table]:
     rows = []
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         failure = artifact.failure
         if failure:
             rows.append([f"{name}: {failure.message} (exit {failure.code})"])
             rows += [[f"  {failure.hint}"]] if failure.hint else []
+    rows += scenario_failures(result)
     yield "Failed", ["what happened, and what to do"], rows
 
 
@@ -197,7 +182,7 @@ def _marks(result: BenchResult) -> Iterator[str]:
 
 def _disturbances(result: BenchResult) -> Iterator[str]:
     affected = dict[str, list[str]]()
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         for line in artifact.disturbance.lines if artifact.disturbance is not None else ():
             affected.setdefault(line, []).append(name)
     for line, names in affected.items():
@@ -205,15 +190,15 @@ def _disturbances(result: BenchResult) -> Iterator[str]:
 
 
 def _intervals(result: BenchResult) -> Iterator[str]:
-    sure = {s.estimate.n: s.estimate.confidence for s in _all_series(result) if s.estimate.n > 1}
+    sure = {series.estimate.n: series.estimate.confidence for series in _all_series(result) if series.estimate.n > 1}
     few = [f"{100 * level:.3g} % ({n} repeats)" for n, level in sorted(sure.items()) if level < CONFIDENCE]
-    many = [f"{CONFIDENCE:.0%}"] if len(few) < len(sure) else []
+    many = [f"{100 * CONFIDENCE:.0f} % (more)"] if len(few) < len(sure) else []
     if sure:
         yield f"median (low - high): the true median lies in between with a confidence of {', '.join([*few, *many])}"
 
 
 def _not_cold(result: BenchResult) -> Iterator[str]:
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         for start in artifact.starts:
             if start.cold and start.resident is None:
                 yield f"{name} may not have started cold: this system does not tell what is in its page cache"
@@ -237,28 +222,11 @@ def _energy(result: BenchResult) -> Iterator[str]:
 
 
 def _own_notes(result: BenchResult) -> Iterator[str]:
-    for artifact, name in _named(result):
+    for artifact, name in named(result):
         yield from (f"{name}: {note}" for note in artifact.notes)
 
 
-# ---- layout
-
-
-def _lay_out(title: str, columns: Sequence[str], entries: Sequence[Entry]) -> Table:
-    """Lines of groups and artifacts; what all lines share goes into the title."""
-    if not entries:
-        return title, ["", *columns], []
-    groups = list(dict.fromkeys(entry.group for entry in entries))
-    names = {entry.name for entry in entries}
-    if len(groups) == 1:
-        return f"{title}, {groups[0]}", ["", *columns], [[entry.name, *entry.cells] for entry in entries]
-    if len(names) == 1:
-        return f"{title}, {entries[0].name}", ["", *columns], [[e.group, *e.cells] for e in entries]
-    rows = []
-    for group in groups:
-        rows.append([group, *[""] * len(columns)])
-        rows += [[f"  {entry.name}", *entry.cells] for entry in entries if entry.group == group]
-    return title, ["", *columns], rows
+# ---- what all tables need
 
 
 def _all_series(result: BenchResult) -> Iterator[Series]:
@@ -268,13 +236,7 @@ def _all_series(result: BenchResult) -> Iterator[Series]:
             yield from (series for series in (one.rate, one.ttft, one.energy) if series)
         for start in artifact.starts:
             yield from (start.process, start.load, start.first_token, start.total)
+        for scenario in artifact.scenarios:
+            found = (scenario.series(one) for one in dict.fromkeys([scenario.headline, *scenario.objectives]))
+            yield from (series for series in found if series)
     yield from (one.ratios for one in result.comparisons)
-
-
-def _names(result: BenchResult) -> dict[str, str]:
-    return short_names([artifact.path for artifact in result.artifacts])
-
-
-def _named(result: BenchResult) -> Iterator[tuple[ArtifactResult, str]]:
-    names = _names(result)
-    return ((artifact, names[artifact.path]) for artifact in result.artifacts)

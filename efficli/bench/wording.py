@@ -23,10 +23,11 @@ def number(value: float, like: float | None = None) -> str:
     return f"{value:.{min(places, 9)}f}"
 
 
-def figure(series: Series, *, interval: bool = True) -> str:
+def figure(series: Series, *, interval: bool = True, scale: float = 1.0) -> str:
     """ "7716 (7707 - 7779)"; "4713 - 6510 *" where the median did not settle; "7716 *" where it was one repeat."""
     found = series.estimate
-    median, low, high = (number(value, found.median) for value in (found.median, found.low, found.high))
+    middle = found.median * scale
+    median, low, high = (number(value * scale, middle) for value in (found.median, found.low, found.high))
     if found.n == 1:
         return f"{median} {UNSTEADY}"
     if not series.steady:
@@ -40,6 +41,16 @@ def size(num_bytes: float) -> str:
         if num_bytes >= unit:
             return f"{num_bytes / unit:.2f} {name}"
     return f"{num_bytes:.0f} B"
+
+
+def milliseconds(value: float) -> str:
+    """ "150 ms", "1.5 s", "10 s"."""
+    return f"{value:g} ms" if value < 1000 else f"{value / 1000:g} s"
+
+
+def share(met: int, n: int, low: float, high: float) -> str:
+    """A share and its interval in per cent, without the sign: "90 (60 - 98)"."""
+    return f"{100 * met / n:.0f} ({100 * low:.0f} - {100 * high:.0f})"
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -69,10 +80,15 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def main_test(artifact: ArtifactResult, *, prompt: bool) -> SpeedResult | None:
-    """The prefill or decode that stands for an artifact where there is room for one: nothing before it, the longest."""
-    of_kind = [found for found in artifact.tests if bool(found.test.n_prompt) is prompt]
-    return min(of_kind, key=lambda f: (f.test.n_depth, -f.test.threads, -f.test.tokens), default=None)
+def main_test(artifacts: Iterable[ArtifactResult], *, prompt: bool) -> SpeedTest | None:
+    """The prefill or decode that stands for all where there is room for one: nothing before it, the longest."""
+    tests = [one.test for artifact in artifacts for one in artifact.tests if bool(one.test.n_prompt) is prompt]
+    return min(tests, key=lambda test: (test.n_depth, -test.threads, -test.tokens), default=None)
+
+
+def result_of(artifact: ArtifactResult, test: SpeedTest) -> SpeedResult | None:
+    """What the artifact did in that test."""
+    return next((one for one in artifact.tests if one.test == test), None)
 
 
 def conditions(result: BenchResult) -> str:

@@ -52,6 +52,19 @@ def write_file(path: Path, content: bytes | str) -> None:
         path.write_bytes(data)
 
 
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Write a small file whole or not at all: beside its place, synced, renamed. OutputError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            write_file(partial, content)
+            sync_file(partial)
+            partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
 def write_error(error: OSError, path: Path) -> OutputError:
     """The line for an error that writing `path` met; the artifact that was there before is mentioned by `draft`."""
     cause = CAUSES.get(error.errno or 0) or error.strerror or str(error)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Any
 
 from efficli.bench.figures import (
     ArtifactResult,
@@ -15,12 +13,16 @@ from efficli.bench.figures import (
     ModelFacts,
     Quality,
     Quantiles,
+    RequestTimes,
     Series,
     Settings,
     SpeedResult,
     SpeedTest,
     StartResult,
 )
+from efficli.bench.scenario_result import Sample, ScenarioResult
+from efficli.ops.disturbance import Disturbance, Neighbour
+from efficli.target import Prediction, Share, Work, load_target, predict
 
 MIB = 1 << 20
 WITHIN = 0.05
@@ -33,14 +35,22 @@ MACHINE = {
 }
 
 
-@dataclass(frozen=True)
-class Watched:
-    """What stands in for a Disturbance here: the two things that a report asks of it."""
-
-    lines: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"lines": list(self.lines)}
+def watched(others: float = 0.0, *top: Neighbour) -> Disturbance:
+    """What a Watch saw in 20 s: `others` cores were busy with something else."""
+    return Disturbance(
+        seconds=20.0,
+        windows=40,
+        cores=2,
+        own_cores=1.9 - others / 2,
+        others_cores=others,
+        waited_share=0.01,
+        steal_share=0.0,
+        frequency_drop=None,
+        throttled=None,
+        board=(),
+        load1=4.1,
+        top=top,
+    )
 
 
 def series(median: float, noise: float, unit: str, *, n: int = 5, seed: int = 0) -> Series:
@@ -67,7 +77,11 @@ def speed(n_prompt: int, n_gen: int, rate: float, *, noise: float = 0.01, depth:
 
 def start(cold: bool, factor: float) -> StartResult:
     """Starts of a process, the load of which takes `factor` times 20 ms."""
-    process, load, token = series(180, 0.02, "ms"), series(20 * factor, 0.03, "ms", seed=1), series(9, 0.02, "ms", seed=2)
+    process, load, token = (
+        series(180, 0.02, "ms"),
+        series(20 * factor, 0.03, "ms", seed=1),
+        series(9, 0.02, "ms", seed=2),
+    )
     total = [sum(values) for values in zip(process.samples, load.samples, token.samples, strict=True)]
     return StartResult(
         cold=cold,
@@ -112,17 +126,80 @@ def artifact(
             before_file=12 * MIB,
         ),
         quality=Quality(kld_mean=kld, top1_agreement=0.948 if kld else None, origin="reference" if kld else None),
-        disturbance=Watched(),
+        disturbance=watched(),
         energy_source="none: no RAPL here (/sys/class/powercap is absent), no --power-command",
     )
+
+
+def chat(token_ms: float, *, requests: int = 10, slow: int = 1) -> ScenarioResult:
+    """Ten requests, the last `slow` of which miss both objectives."""
+    times = [
+        RequestTimes(
+            prompt_tokens=30 + i,
+            ttft_ns=int((40 + i) * token_ms * (40 if i >= requests - slow else 1) * 1e6),
+            token_ns=(int(token_ms * (200 if i >= requests - slow else 1) * 1e6),) * 127,
+        )
+        for i in range(requests)
+    ]
+    return ScenarioResult(
+        name="chat",
+        about="a short question in, a paragraph out",
+        kind="request",
+        headline="ttft_ms",
+        n_gen=128,
+        requests=10,
+        objectives={"ttft_ms": 1000, "tpot_ms": 150},
+        sha256="0" * 64,
+        samples=[Sample.of_request(one) for one in times],
+        notes=["the file has no chat template: the text is sent as it is"],
+    )
+
+
+def wake_up(total_ms: float) -> ScenarioResult:
+    """Five starts; its only objective is its headline."""
+    return ScenarioResult(
+        name="wake-up",
+        about="a device wakes up and needs one token",
+        kind="start",
+        headline="total_ms",
+        n_gen=1,
+        requests=5,
+        objectives={"total_ms": 2000},
+        sha256="1" * 64,
+        samples=[
+            Sample(ttft_ms=t, tpot_ms=None, total_ms=t) for t in (total_ms * f for f in (0.99, 1, 1.01, 1.02, 1.03))
+        ],
+    )
+
+
+def predictions(mib: float, *targets: str) -> list[Prediction]:
+    """Of a Q4_K file of `mib` MiB."""
+    nbytes = int(mib * MIB)
+    share = Share(nbytes=nbytes - 400_000, weights=int((nbytes - 400_000) / 0.5625))
+    work = Work(file_bytes=nbytes, types={"Q4_K": share}, kv_bytes_per_token=2000.0, depth=500, peak_anon=52 * MIB)
+    return [predict(load_target(name), work) for name in targets]
+
+
+def everything() -> BenchResult:
+    """`several` with scenarios and predictions, energy, a scenario that failed, and one that was cut off."""
+    result = several()
+    first, other, noisy, _ = result.artifacts
+    for one, token in ((first, 0.9), (other, 0.8), (noisy, 1.3)):
+        one.scenarios = [chat(token), wake_up(250 * token)]
+        one.predictions = predictions(one.model.nbytes / MIB, "pi5-8g", "phone-mid", "zynq7020")
+    other.scenarios[0] = chat(0.8, requests=4, slow=0)
+    noisy.scenarios[1] = wake_up(0)
+    noisy.scenarios[1].samples = []
+    noisy.scenarios[1].failure = Failure(
+        message="no answer after 60 s", where=noisy.path, hint="raise --time-limit", code=4
+    )
+    return result
 
 
 def several() -> BenchResult:
     """Two quiet artifacts, one on a loaded machine, one that failed; a comparison of the first two."""
     noisy = artifact("out/reference-Q8_0.gguf", 9.17, 820, kld=0.000198, noise=0.2, seed=30)
-    noisy.disturbance = Watched(
-        ("busy neighbour: other processes used 1.9 of 2 cores (python3 pid 123: 0.98, cc1plus pid 130: 0.92), load 4.1",)
-    )
+    noisy.disturbance = watched(1.9, Neighbour("python3", 123, 0.98), Neighbour("cc1plus", 130, 0.92))
     failed = ArtifactResult(
         path="out/huge.gguf",
         settings=Settings(ctx=640, threads=2),

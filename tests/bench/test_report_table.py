@@ -1,0 +1,247 @@
+"""Tables that a reader understands without a manual: what stands in them, and that they fit a terminal."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+
+from efficli.bench.figures import BenchResult, Quantiles, Series
+from efficli.bench.report_table import footnotes, report_tables
+from efficli.bench.wording import conditions, figure, number, short_names, size
+from tests.bench.made_results import MACHINE, artifact, everything, several, speed
+
+
+def tables(result):
+    """Rows by title and first cell."""
+    return {title: {row[0].strip(): row[1:] for row in rows} for title, _, rows in report_tables(result)}
+
+
+def drawn(result, width):
+    """The lines that a terminal of that width shows."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    for _, columns, rows in report_tables(result):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    return console.file.getvalue().splitlines()
+
+
+def one_artifact():
+    result = everything()
+    result.artifacts, result.comparisons = result.artifacts[:1], []
+    return result
+
+
+@pytest.mark.parametrize("result", [several(), everything(), one_artifact()], ids=["several", "everything", "one"])
+def test_nothing_is_folded_at_80_columns(result):
+    """As many lines as in a terminal that has room for everything, but for the sentences of failures."""
+    result.artifacts = [one for one in result.artifacts if one.failure is None]
+    for one in result.artifacts:
+        for scenario in one.scenarios:
+            scenario.failure = None
+    assert len(drawn(result, 80)) == len(drawn(result, 400))
+
+
+def test_every_row_has_a_cell_for_every_column():
+    for _, columns, rows in [*report_tables(everything()), *report_tables(one_artifact())]:
+        assert rows and {len(row) for row in rows} == {len(columns)}
+        assert all(isinstance(cell, str) for row in rows for cell in row)
+
+
+def test_a_figure_that_settled_is_a_median_and_one_that_did_not_is_a_range():
+    found = tables(several())["Prefill (reading a prompt), 512 tokens"]
+    assert found["reference-Q4_K_M.gguf"][0] == "7715 (7707 - 7779)"
+    assert found["reference-Q8_0.gguf"][0] == "4620 - 6162 *"
+    notes = footnotes(several())
+    assert any(note.startswith("* did not settle") for note in notes)
+    assert any("reference-Q8_0.gguf ran: busy neighbour" in note and "python3 pid 123" in note for note in notes)
+
+
+def test_quiet_figures_have_no_excuse():
+    notes = footnotes(BenchResult(machine=MACHINE, artifacts=several().artifacts[:2]))
+    assert not any("*" in note or "busy" in note or "did not" in note for note in notes)
+
+
+def test_one_repeat_says_so():
+    found = Series.of([100.0], "tokens/s", 0.05)
+    assert figure(found) == "100 *"
+    result = BenchResult(machine=MACHINE, artifacts=[artifact("a.gguf", 5, 100)])
+    result.artifacts[0].tests[0] = replace(result.artifacts[0].tests[0], rate=found)
+    assert any("one repeat only" in note for note in footnotes(result))
+    assert not any("did not settle" in note for note in footnotes(result))
+
+
+def test_the_confidence_is_that_of_the_repeats():
+    note = next(note for note in footnotes(several()) if "confidence" in note)
+    assert note.endswith("93.8 % (5 repeats), 95 % (more)")
+
+
+def test_a_failure_has_a_row_wherever_others_have_a_figure():
+    found = tables(several())
+    assert found["Prefill (reading a prompt), 512 tokens"]["huge.gguf"][0] == "failed"
+    assert any("ran out of memory" in line and "exit 4" in line for line in found["Failed"])
+    assert "raise --memory-limit" in found["Failed"]
+
+
+def test_a_failure_alone_is_a_table():
+    result = several()
+    result.artifacts, result.comparisons = result.artifacts[-1:], []
+    assert [title for title, _, _ in report_tables(result)] == ["Failed"]
+
+
+def test_what_was_interrupted_says_what_was_not_reached():
+    result = several()
+    result.interrupted = True
+    second = result.artifacts[1]
+    second.planned = tuple(one.test for one in second.tests)
+    second.tests, second.memory = second.tests[:1], None
+    found = tables(result)
+    assert found["Prefill (reading a prompt), 512 tokens"]["reference-Q2_K.gguf"][0].startswith("88")
+    rows = next(rows for title, _, rows in report_tables(result) if title.startswith("Decode"))
+    assert [row[1] for row in rows if "Q2_K" in row[0]] == ["not reached", "not reached"]
+    assert footnotes(result)[0].startswith("interrupted")
+
+
+def test_planned_tests_that_nobody_reached_are_there():
+    result = several()
+    result.interrupted = True
+    for one in result.artifacts:
+        one.planned, one.tests = tuple(test.test for test in several().artifacts[0].tests), []
+    titles = [title for title, _, _ in report_tables(result)]
+    assert any(title.startswith("Prefill") for title in titles) and any(title.startswith("Decode") for title in titles)
+
+
+def test_an_embedding_model_does_not_write():
+    result = several()
+    embedding = result.artifacts[1]
+    embedding.model = replace(embedding.model, generates=False)
+    embedding.tests = embedding.tests[:1]
+    rows = next(rows for title, _, rows in report_tables(result) if title.startswith("Decode"))
+    assert {row[1] for row in rows if "Q2_K" in row[0]} == {"writes no text"}
+
+
+def test_threads_are_named_where_they_differ():
+    result = BenchResult(machine=MACHINE, artifacts=[artifact("a.gguf", 5, 100)])
+    one = result.artifacts[0]
+    one.tests = [one.tests[1], replace(one.tests[1], test=replace(one.tests[1].test, threads=1))]
+    rows = next(rows for title, _, rows in report_tables(result) if title.startswith("Decode"))
+    assert [row[0] for row in rows] == ["128 tokens, 2 threads", "128 tokens, 1 thread"]
+
+
+def test_joules_have_a_column_where_they_were_measured():
+    result = several()
+    assert any("no joules: no RAPL" in note for note in footnotes(result))
+    one = result.artifacts[0]
+    one.tests[1] = replace(one.tests[1], energy=Series.of([0.0412, 0.0413, 0.0411, 0.0412, 0.0414], "J/token", 0.05))
+    one.energy_source = "RAPL package-0"
+    columns, rows = next(
+        (columns, rows) for title, columns, rows in report_tables(result) if title.startswith("Decode")
+    )
+    assert columns[-1] == "J/token" and rows[1][-1] == "0.0412" and rows[2][-1] == ""
+    assert any("J/token: from RAPL package-0" in note for note in footnotes(result))
+
+
+def test_a_start_that_was_not_cold_is_told():
+    result = several()
+    one = result.artifacts[0]
+    one.starts = [replace(one.starts[0], resident=0.12), one.starts[1]]
+    assert any("did not start really cold: 12% of the file" in note for note in footnotes(result))
+    one.starts = [replace(one.starts[0], resident=None), one.starts[1]]
+    assert any("may not have started cold" in note for note in footnotes(result))
+
+
+def test_phases_of_a_start_and_their_sum():
+    found = next(rows for title, _, rows in report_tables(one_artifact()) if title.startswith("Start"))
+    assert [row[0] for row in found] == ["cold, file not cached", "warm, file cached"]
+    for row in found:
+        assert sum(float(cell) for cell in row[1:4]) == pytest.approx(float(row[4].split()[0]), rel=0.02)
+
+
+def test_comparisons_are_ratios_with_an_interval_and_a_verdict():
+    found = tables(several())["reference-Q2_K.gguf over reference-Q4_K_M.gguf: ratio of tokens/s, in turns"]
+    assert found["prefill 512 tokens"] == ["1.14 (1.12 - 1.15)", "faster", "7"]
+    assert found["decode 128 tokens"][0].endswith("*")
+
+
+def test_scenarios_show_objectives_times_and_goodput():
+    found = tables(everything())["Scenario wake-up (a device wakes up and needs one token), answer within 2 s"]
+    assert found["reference-Q4_K_M.gguf"] == ["227 (223 - 232)", "231", "100 (57 - 100)", "5"]
+    assert found["reference-Q8_0.gguf"][0] == "failed"
+    title, columns, rows = next(table for table in report_tables(one_artifact()) if "chat" in table[0])
+    assert title.endswith(": reference-Q4_K_M.gguf") and columns[1:] == ["median, ms", "p95", "in time, %", "n"]
+    assert [row[0] for row in rows] == ["first token within 1 s", "each token within 150 ms", "all of them (goodput)"]
+    assert rows[-1][3:] == ["90 (60 - 98)", "10"]
+    notes = footnotes(everything())
+    assert "reference-Q2_K.gguf, chat: ended after 4 of 10 requests" in notes
+    assert any(note.startswith("chat: the file has no chat template") for note in notes)
+    assert any("scenario wake-up: no answer after 60 s" in row for row in tables(everything())["Failed"])
+
+
+def test_predictions_stand_beside_what_was_measured_and_say_what_they_are():
+    title, columns, rows = next(table for table in report_tables(one_artifact()) if "Predictions" in table[0])
+    assert title == "Predictions, not measurements: reference-Q4_K_M.gguf"
+    assert columns[1:] == ["measured here", "pi5-8g (predicted)", "phone-mid (predicted)"]
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["decode, tokens/s"][0] == "1101"
+    value, low, _, high = cells["decode, tokens/s"][1].replace("(", "").replace(")", "").split()
+    assert float(low) <= float(value) <= float(high)
+    assert cells["prefill, tokens/s"][2] == "not known" and cells["memory"][1].endswith(": fits")
+    reasons = [note for note in footnotes(one_artifact()) if note.startswith(("predicted by", "pi5-8g"))]
+    assert "t_token" in reasons[0] and "GB/s" in reasons[1] and "microSD" in reasons[1]
+    several_targets = [table for table in report_tables(everything()) if "Predictions" in table[0]]
+    assert [table[1][2] for table in several_targets] == [
+        f"{name} (predicted)" for name in ("pi5-8g", "phone-mid", "zynq7020")
+    ]
+
+
+def test_notes_of_an_artifact_are_kept():
+    result = several()
+    result.artifacts[1].notes.append("the context was cut to 1024")
+    assert "reference-Q2_K.gguf: the context was cut to 1024" in footnotes(result)
+
+
+def test_conditions_come_last_and_name_what_decides():
+    assert footnotes(several())[-1] == conditions(several())
+    for word in ("Xeon", "2 threads", "context 640", "f16/f16", "llama-cpp-python 0.3.36", "5 repeats", "2025-11-23"):
+        assert word in conditions(several())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7715.4, "7715"), (123456.0, "123456"), (93.66, "93.7"), (9.123, "9.12"), (0.0927, "0.0927"),
+     (1.98e-4, "0.000198"), (0.0, "0"), (99.96, "100.0")],
+)  # fmt: skip
+def test_numbers_have_three_digits_and_no_exponent(value, text):
+    assert number(value) == text
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["a/b/x.gguf", "a/c/x.gguf", "y.gguf"]) == {
+        "a/b/x.gguf": "b/x.gguf", "a/c/x.gguf": "c/x.gguf", "y.gguf": "y.gguf",
+    }  # fmt: skip
+    assert short_names(["x", "x"]) == {"x": "x"}
+    assert short_names(["x.gguf", "a/x.gguf"])["a/x.gguf"] == "a/x.gguf"
+    assert list(short_names(["x.gguf", "a/x.gguf"]).values()) == ["x.gguf", "a/x.gguf"]
+
+
+def test_sizes_are_binary():
+    assert [size(n) for n in (5, 2048, 5735710, 3 << 30)] == ["5 B", "2.00 KiB", "5.47 MiB", "3.00 GiB"]
+
+
+def test_quantiles_of_tokens_have_one_scale():
+    one = replace(speed(0, 8, 100), tpot=Quantiles(n=8, p50=9.5, p95=12.0, p99=120.0))
+    result = BenchResult(machine=MACHINE, artifacts=[replace(artifact("a", 1, 100), tests=[one])])
+    assert next(rows for title, _, rows in report_tables(result) if "Decode" in title)[0][2:5] == [
+        "9.50",
+        "12.00",
+        "120.00",
+    ]
