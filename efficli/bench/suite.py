@@ -25,6 +25,7 @@ from efficli.bench.figures import (
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort, Task, run_rounds
 from efficli.bench.scenario import Scenario, run_scenario
+from efficli.errors import UsageError
 from efficli.ops.disturbance import Watch
 from efficli.ops.energy import EnergyMeter
 from efficli.ops.worker import Limits
@@ -95,6 +96,7 @@ def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, pr
     name = plan.file.path.name
     if plan.starts:
         _measure_starts(plan, result, progress)
+    _run_scenarios(plan, result, None, progress)
     with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
         result.model = engine.facts
         records = [_Record(test) for test in plan.tests]
@@ -104,12 +106,7 @@ def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, pr
             tasks = [Task(partial(record.once, engine, meter)) for record in records]
             run_rounds(tasks, plan.effort, after=lambda: progress.advance(1))
             progress.finish()
-            for scenario in plan.scenarios:
-                progress.start(f"{name}: {scenario.name}", 0)
-                result.scenarios.append(
-                    run_scenario(scenario, engine, plan.starter, ctx=plan.settings.ctx, progress=progress)
-                )
-                progress.finish()
+            _run_scenarios(plan, result, engine, progress)
 
 
 def measure_in_turns(
@@ -201,6 +198,31 @@ def _warm_up(engine: GgufEngine, tests: Sequence[SpeedTest], name: str, progress
         engine.repeat(short)
         progress.advance(1)
     progress.finish()
+
+
+def _run_scenarios(plan: Plan, result: ArtifactResult, engine: GgufEngine | None, progress: Progress) -> None:
+    """Those that need the engine, or without one those that must not have it open; one that cannot run stops no other.
+
+    Why it cannot is then in its own result.
+    """
+    for scenario in plan.scenarios:
+        if (scenario.kind == "start") is not (engine is None):
+            continue
+        progress.start(f"{plan.file.path.name}: {scenario.name}", scenario.requests, "requests")
+        try:
+            run_scenario(
+                scenario,
+                engine,
+                plan.starter,
+                ctx=plan.settings.ctx,
+                progress=progress,
+                within=plan.effort.within,
+                begin=result.scenarios.append,
+            )
+        except UsageError:
+            continue
+        finally:
+            progress.finish()
 
 
 def _measure_starts(plan: Plan, result: ArtifactResult, progress: Progress) -> None:

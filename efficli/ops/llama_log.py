@@ -54,16 +54,21 @@ class LlamaLog:
 def llama_cpp(*, stock: bool = False) -> Any:
     """The ctypes bindings of llama.cpp, or MissingExtra; the log is captured from here on.
 
-    Its threads wait for each other asleep, unless OMP_WAIT_POLICY says otherwise: where another program holds a core,
-    threads that spin at every barrier made a pico model 400 times slower (2 cores, load 4). `stock`, in the call that
-    loads the library, leaves them as they are for every other program that uses it: what a benchmark measures.
+    Its threads spin for a moment and then sleep where they wait for each other, unless the environment says otherwise.
+    As gcc's OpenMP does it, they spin so long that a pico model ran 400 times slower beside another busy program; with
+    OMP_WAIT_POLICY=passive, which sleeps at once, the reference decoded 18 times slower on a quiet virtual machine
+    (2 cores). `stock`, in the call that loads the library, leaves it as every other program has it: for a benchmark.
     """
-    if "llama_cpp" not in sys.modules and not stock:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # OpenMP reads it once, when the library is loaded
+    brief = not stock and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     try:
+        if brief and "llama_cpp" not in sys.modules:
+            os.environ["GOMP_SPINCOUNT"] = "1000"
         from llama_cpp import llama_cpp as bindings
     except ImportError as error:
         raise MissingExtra("llama-cpp-python", "gguf") from error
+    finally:
+        if brief:  # OpenMP has read it; a child of this process that measures must not inherit it
+            os.environ.pop("GOMP_SPINCOUNT", None)
     _listen()
     return bindings
 

@@ -85,6 +85,8 @@ def bench(
         seed=seed,
     )
     request.check()
+    if compare and named:
+        raise UsageError("--compare and --scenario: scenarios are not run in turns", hint="run them without --compare")
     if time_limit <= 0:
         raise UsageError(f"--time-limit {time_limit:g}, expected more than 0 seconds")
     if memory_limit is not None and memory_limit <= 0:
@@ -144,7 +146,7 @@ class _Run:
             try:
                 paths = model_files(Path(word))
             except EffiError as error:
-                found.failure = _failure(error)
+                found.failure = Failure.of(error)
                 self.result.artifacts.append(found)
                 continue
             for path in paths:
@@ -159,7 +161,8 @@ class _Run:
             found.planned = tests
             found.quality = recorded_quality(file.gguf.path)
             if not file.generates:
-                found.notes.append("an embedding model: it reads and does not write, so there is no decode speed")
+                left_out = "decode speed and scenarios" if self.request.scenarios else "decode speed"
+                found.notes.append(f"an embedding model: it reads and does not write, so there is no {left_out}")
             self._predict(file, found)
             plan = Plan(
                 file=file.gguf,
@@ -192,7 +195,7 @@ class _Run:
             try:
                 measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
             except EffiError as error:
-                results[0].failure = _failure(error)
+                results[0].failure = Failure.of(error)
             return
         for file, plan, found in self.files:
             with _noted(found):
@@ -225,11 +228,7 @@ def _noted(found: ArtifactResult) -> Iterator[None]:
     try:
         yield
     except EffiError as error:
-        found.failure = _failure(error)
-
-
-def _failure(error: EffiError) -> Failure:
-    return Failure(message=error.message, where=error.where, hint=error.hint, code=error.exit_code)
+        found.failure = Failure.of(error)
 
 
 def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -20,13 +20,12 @@ def predict_file(
     """
     tensors = {name: (tensor.type, tensor.nbytes, tensor.shape) for name, tensor in header.tensors.items()}
     cache = cache_bytes_per_token(header.metadata, settings.cache_type_k, settings.cache_type_v)
-    anon = int(cache * settings.ctx) if memory is None else memory.peak_anon - memory.before_anon
     work = Work.of(
         active_bytes(tensors, header.metadata),
         nbytes,
         kv_bytes_per_token=cache,
         depth=depth,
-        peak_anon=None if memory is None else anon,
+        peak_anon=None if memory is None else memory.peak_anon - memory.before_anon,
     )
     return predict(target, work)
 
