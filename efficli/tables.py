@@ -151,7 +151,7 @@ class BenchView:
             if self.chart is not None:
                 draw(result, self.chart)
                 self.terminal.note(f"drawn: {self.chart}")
-        failures = [artifact.failure for artifact in result.artifacts if artifact.failure]
+        failures = [failure for artifact in result.artifacts for failure in artifact.failures]
         for failure in failures:
             self.terminal.complaint(failure.line, failure.hint)
         return failures[0].code if failures else 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from efficli.errors import EffiError
 from efficli.ops.statistics import Estimate, estimate, quantile
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -256,6 +257,11 @@ class Failure:
     hint: str | None
     code: int
 
+    @classmethod
+    def of(cls, error: EffiError) -> Self:
+        """The error's words and its exit code."""
+        return cls(message=error.message, where=error.where, hint=error.hint, code=error.exit_code)
+
     @property
     def line(self) -> str:
         """The one line that a user reads."""
@@ -294,6 +300,12 @@ class ArtifactResult:
     """Where joules come from, or, beginning with "none", why there are none."""
     notes: list[str] = field(default_factory=list)
     failure: Failure | None = None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Its own, and those of scenarios that could not be run."""
+        found = [self.failure, *(scenario.failure for scenario in self.scenarios)]
+        return list(dict.fromkeys(failure for failure in found if failure))
 
     @property
     def is_measured(self) -> bool:

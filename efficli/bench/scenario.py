@@ -20,10 +20,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from efficli import strict_schema
 from efficli.bench.engine import Engine, Starter
 from efficli.bench.excerpts import Excerpts
+from efficli.bench.figures import Failure
 from efficli.bench.scenario_result import Figure, Sample, ScenarioResult
 from efficli.checkpoint.files import read_bytes
 from efficli.data import documents
-from efficli.errors import SecurityError, UnsupportedError, UsageError, did_you_mean
+from efficli.errors import EffiError, SecurityError, UnsupportedError, UsageError, did_you_mean
 from efficli.progress import Progress
 from efficli.strict_schema import Part
 from efficli.strict_yaml import parse
@@ -206,27 +207,37 @@ def run_scenario(
     """Run all requests of a scenario, one after the other; `progress` advances by one for each.
 
     `engine` answers requests. A cold start needs none, and must have none with this file open: what a process has
-    mapped stays in the page cache. `begin` is handed the result before the first request, and the result is filled as
-    they go. UsageError where a prompt does not fit `ctx` tokens, UnsupportedError for a model that writes nothing.
+    mapped stays in the page cache. `begin` is handed the result before the first request; it is filled as they go, and
+    an error is noted in it. UsageError where a prompt does not fit `ctx` tokens, UnsupportedError for a model that
+    writes nothing.
     """
     result = scenario.result(within)
     if begin:
         begin(result)
-    if scenario.kind == "start":
-        for _ in range(scenario.requests):
-            result.samples.append(Sample.of_start(starter.start(cold=True)))
-            progress.advance(1)
-        result.notes += _warm_notes(result.samples)
-        return result
-    if engine is None:
-        raise ValueError(f"{scenario.name} needs an engine")
-    texts = _texts(scenario, engine, ctx, result.notes)
+    try:
+        if scenario.kind == "start":
+            for _ in range(scenario.requests):
+                result.samples.append(Sample.of_start(starter.start(cold=True)))
+                progress.advance(1)
+            result.notes += _warm_notes(result.samples)
+        elif engine is None:
+            raise ValueError(f"{scenario.name} needs an engine")
+        else:
+            for sample in _answers(scenario, engine, ctx, result.notes):
+                result.samples.append(sample)
+                progress.advance(1)
+    except EffiError as error:
+        result.failure = Failure.of(error)
+        raise
+    return result
+
+
+def _answers(scenario: Scenario, engine: Engine, ctx: int, notes: list[str]) -> Iterator[Sample]:
+    texts = _texts(scenario, engine, ctx, notes)
     # reads all weights once, so that the first request does not pay for pages that no later one pays for
     engine.request("A request that does not count.", chat=False, n_gen=2)
     for text in islice(cycle(texts), scenario.requests):
-        result.samples.append(Sample.of_request(engine.request(text, chat=scenario.chat, n_gen=scenario.n_gen)))
-        progress.advance(1)
-    return result
+        yield Sample.of_request(engine.request(text, chat=scenario.chat, n_gen=scenario.n_gen))
 
 
 def _warm_notes(samples: Sequence[Sample]) -> Iterator[str]:
@@ -239,12 +250,16 @@ def _warm_notes(samples: Sequence[Sample]) -> Iterator[str]:
         yield f"up to {max(known):.0%} of the file was in the page cache before a start: not wholly cold"
 
 
+def _place(scenario: Scenario, engine: Engine) -> str:
+    return f"{Path(engine.facts.path).name}: {scenario.name}"
+
+
 def _texts(scenario: Scenario, engine: Engine, ctx: int, notes: list[str]) -> list[str]:
     """What is sent, one text per prompt, each of which leaves room for the answer."""
     if not engine.facts.generates:
-        raise UnsupportedError("an embedding model writes no tokens", where=scenario.name)
+        raise UnsupportedError("an embedding model writes no tokens", where=_place(scenario, engine))
     if not engine.facts.has_tokenizer:
-        raise UnsupportedError("the file has no tokenizer, so no text can be sent", where=scenario.name)
+        raise UnsupportedError("the file has no tokenizer, so no text can be sent", where=_place(scenario, engine))
     if scenario.chat and engine.facts.chat_template is None:
         notes.append("the file has no chat template: prompts are sent as plain text")
     for prompt in scenario.prompts:
@@ -252,7 +267,7 @@ def _texts(scenario: Scenario, engine: Engine, ctx: int, notes: list[str]) -> li
         if needs > ctx:
             raise UsageError(
                 f"a prompt and its answer take {needs} tokens, the context holds {ctx}",
-                where=scenario.name,
+                where=_place(scenario, engine),
                 hint=f"--ctx-size {needs + scenario.least if scenario.document else needs}",
             )
     if scenario.document is None:
@@ -278,7 +293,7 @@ def _with_document(scenario: Scenario, engine: Engine, ctx: int, notes: list[str
             held = f"has {tokens} tokens" if whole else f"is cut to {tokens} tokens by the context of {ctx}"
             raise UsageError(
                 f"{scenario.document_name} {held}, expected {scenario.least} or more",
-                where=scenario.name,
+                where=_place(scenario, engine),
                 hint=None if whole else f"--ctx-size {scenario.least + around + scenario.n_gen + 64}",
             )
         texts.append(text)

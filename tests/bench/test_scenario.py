@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efficli.bench.excerpts import Excerpts
-from efficli.bench.figures import Settings
+from efficli.bench.figures import Failure, Settings
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.scenario import FOLDER, Scenario, load_scenario, run_scenario, scenario_names
 from efficli.bench.scenario_result import FIGURES, ScenarioResult
@@ -190,7 +190,7 @@ def test_tokens_that_part_where_texts_meet_still_fit(write_scenario):
 def test_what_does_not_fit_the_context_is_a_usage_error(write_scenario):
     with pytest.raises(UsageError, match=r"^a prompt and its answer take 7 tokens, the context holds 6$") as caught:
         run(write_scenario(PLAIN), PlainEngine(), 6)
-    assert (caught.value.where, caught.value.hint) == ("plain", "--ctx-size 7")
+    assert (caught.value.where, caught.value.hint) == ("m.gguf: plain", "--ctx-size 7")
     text = "".join(f"{i}\n" for i in range(300))
     with pytest.raises(
         UsageError, match=r"^text.txt is cut to 9 tokens by the context of 15, expected 10 or more$"
@@ -202,11 +202,22 @@ def test_what_does_not_fit_the_context_is_a_usage_error(write_scenario):
     assert caught.value.hint is None
 
 
+def test_a_failure_is_in_the_result_too(write_scenario):
+    kept: list[ScenarioResult] = []
+    with pytest.raises(UsageError) as caught:
+        run_scenario(
+            load_scenario(str(write_scenario(PLAIN))), PlainEngine(), PlainStarter(), ctx=6, progress=Silent(),
+            begin=kept.append,
+        )  # fmt: skip
+    assert kept[0].failure == Failure.of(caught.value)
+    assert kept[0].to_json()["error"]["code"] == 2
+
+
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"generates": False}, "chat: an embedding model writes no tokens"),
-        ({"has_tokenizer": False}, "chat: the file has no tokenizer, so no text can be sent"),
+        ({"generates": False}, "m.gguf: chat: an embedding model writes no tokens"),
+        ({"has_tokenizer": False}, "m.gguf: chat: the file has no tokenizer, so no text can be sent"),
     ],
 )
 def test_a_model_that_cannot_answer_is_unsupported(facts, message):
