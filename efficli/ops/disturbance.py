@@ -63,6 +63,8 @@ class Disturbance:
     load1: float | None
     top: tuple[Neighbour, ...]
     """The busiest others; only looked for when others used more than their threshold."""
+    seen_cores: float
+    """What all others used that still run and can be seen; 0 if not looked for."""
 
     @property
     def busy(self) -> bool:
@@ -109,7 +111,7 @@ class Disturbance:
     def _busy_neighbour(self) -> str:
         others = self.others_cores or 0
         known = [f"{name} pid {pid}: {cores:.2f}" for name, pid, cores in self.top]
-        if sum(neighbour.cores for neighbour in self.top) < others / 2:
+        if self.seen_cores < others / 2:
             known.append("most of it by processes that have ended or cannot be seen from here")
         load = "" if self.load1 is None else f", load {self.load1:.1f}"
         used = f"{others:.1f}" if others >= 1 else f"{others:.2f}"
@@ -206,8 +208,13 @@ class Watch:
             board=tuple(sorted(self._board)),
             load1=self._processors.load1(),
             top=(),
+            seen_cores=0.0,
         )
-        return dataclasses.replace(found, top=self._busiest()) if found.busy else found
+        if not found.busy:
+            return found
+        neighbours = self._neighbours()
+        seen = sum(neighbour.cores for neighbour in neighbours)
+        return dataclasses.replace(found, top=_busiest(neighbours), seen_cores=seen)
 
     def _read(self) -> _Reading:
         """The counters, those that must fit together read one after the other."""
@@ -240,16 +247,21 @@ class Watch:
             self._highest = max(self._highest, frequency)
         sums.throttled += (end.throttled or 0) - (begin.throttled or 0)
 
-    def _busiest(self) -> tuple[Neighbour, ...]:
-        """The others that used most CPU time since the first start, and used some."""
+    def _neighbours(self) -> list[Neighbour]:
+        """Every process that is not ours, as yet without a name."""
         assert self._first_scan
         since, before = self._first_scan
         own, seconds = {*self._own_pids(), os.getpid()}, time.monotonic() - since
         # one that was not there then counts from its birth
         used = {pid: cpu - before.get(pid, 0) for pid, cpu in _every_process().items() if pid not in own}
-        busiest = sorted(used, key=lambda pid: used[pid], reverse=True)[:NAMED]
-        found = [(stat_of(pid), pid, used[pid] / seconds) for pid in busiest]
-        return tuple(Neighbour(stat.name, pid, cores) for stat, pid, cores in found if stat and cores > WORTH_NAMING)
+        return [Neighbour("", pid, cpu / seconds) for pid, cpu in used.items()]
+
+
+def _busiest(neighbours: Iterable[Neighbour]) -> tuple[Neighbour, ...]:
+    """Those that used most, with their names."""
+    first = sorted(neighbours, key=lambda neighbour: neighbour.cores, reverse=True)[:NAMED]
+    found = [(stat_of(pid), pid, cores) for _, pid, cores in first if cores >= WORTH_NAMING]
+    return tuple(Neighbour(stat.name, pid, cores) for stat, pid, cores in found if stat)
 
 
 def _own_seconds(begin: _Reading, end: _Reading) -> float:

@@ -35,6 +35,7 @@ QUIET = Disturbance(
     board=(),
     load1=4.0,
     top=(),
+    seen_cores=0.0,
 )
 
 
@@ -189,7 +190,8 @@ def test_a_quiet_machine_says_nothing():
     ("change", "line"),
     [
         (
-            {"others_cores": 1.94, "top": (Neighbour("cc1", 12, 0.98), Neighbour("ld", 13, 0.5))},
+            {"others_cores": 1.94, "top": (Neighbour("cc1", 12, 0.98), Neighbour("ld", 13, 0.5)),
+             "seen_cores": 1.9},
             "busy neighbour: other processes used 1.9 of 4 cores (cc1 pid 12: 0.98, ld pid 13: 0.50), load 4.0",
         ),
         (
