@@ -88,7 +88,7 @@ class Server:
 
     def map_file(self, request):
         """Map a file and read all its pages."""
-        with open(request["path"], "rb") as file:
+        with Path(request["path"]).open("rb") as file:
             found = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         self.kept.append(found)
         return sum(found[at] for at in range(0, len(found), mmap.PAGESIZE))

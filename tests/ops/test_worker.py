@@ -234,7 +234,7 @@ def test_memory_above_the_limit_is_told_with_its_figures():
         with pytest.raises(FitError) as caught:
             worker.ask({"do": "allocate", "mib": 4000}, what="loading m.gguf")
         told = re.fullmatch(
-            r"out of memory while loading m\.gguf: (\d+) MB of its own and (\d+) MB of files, the limit is 84 MB",
+            r"out of memory while loading m\.gguf: (\d+) MB of its own and (\d+) MB of files, the limit is 157 MB",
             caught.value.line,
         )
         assert told
