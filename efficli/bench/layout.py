@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from efficli.bench.figures import ArtifactResult, BenchResult, SpeedTest
-from efficli.bench.wording import short_names
+from efficli.bench.wording import cut_names, short_names
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
+
+NAME_WIDTH = 22
+"""Characters of an artifact's name in a table, so that the widest tables fit."""
 
 
 class Entry(NamedTuple):
@@ -47,6 +50,12 @@ def absent(result: BenchResult, artifact: ArtifactResult, *, writes: bool = Fals
     if writes and artifact.model and not artifact.model.generates:
         return "writes no text"
     return "not reached" if result.interrupted else "not measured"
+
+
+def rows_of(result: BenchResult) -> Iterator[tuple[ArtifactResult, str]]:
+    """Every artifact and its name in a table; `footnotes` has the names that were cut."""
+    names = cut_names([name for _, name in named(result)], NAME_WIDTH)
+    return ((artifact, names[name]) for artifact, name in named(result))
 
 
 def named(result: BenchResult) -> Iterator[tuple[ArtifactResult, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from efficli.bench.figures import ArtifactResult, BenchResult, SpeedTest
-from efficli.bench.layout import Entry, Table, lay_out, named
+from efficli.bench.layout import Entry, Table, lay_out, named, rows_of
 from efficli.bench.wording import figure, main_test, result_of, size
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def prediction_tables(result: BenchResult) -> Iterator[Table]:
         columns = ["measured here", *(f"{target} (predicted)" for target in chosen)]
         entries = []
         for group, measured, predicted in _lines(result):
-            for artifact, name in named(result):
+            for artifact, name in rows_of(result):
                 by_target = {found.target: found for found in artifact.predictions}
                 cells = [predicted(by_target[target]) if target in by_target else "" for target in chosen]
                 if any(cells):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from efficli.bench.figures import BenchResult, Series, SpeedResult, StartResult
-from efficli.bench.layout import Entry, Table, absent, lay_out, named, tests_of
+from efficli.bench.figures import BenchResult, Series, SpeedResult
+from efficli.bench.layout import Entry, Table, absent, lay_out, named, rows_of, tests_of
 from efficli.bench.prediction_table import prediction_notes, prediction_tables
 from efficli.bench.scenario_table import scenario_failures, scenario_notes, scenario_tables
 from efficli.bench.wording import UNSTEADY, conditions, figure, number, result_of, short_names, size, test_words
 from efficli.ops.statistics import CONFIDENCE
+
+PHASES = {"process": "process", "load": "+ load", "first_token": "+ first token", "total": "= in all"}
+"""Of a start, in their order: fields of StartResult and their words."""
 
 RESIDENT = 0.01
 """A start with more of the file than this in the page cache is not called cold."""
@@ -20,6 +23,7 @@ def report_tables(result: BenchResult) -> list[Table]:
     tables = [
         *_speed(result, prompt=True),
         *_speed(result, prompt=False),
+        *_joules(result),
         *_starts(result),
         *_memory(result),
         *_quality(result),
@@ -34,7 +38,9 @@ def report_tables(result: BenchResult) -> list[Table]:
 def footnotes(result: BenchResult) -> list[str]:
     """What a reader must know to believe the tables, one sentence a line; the conditions come last."""
     return [
+        *_cut(result),
         *doubts(result),
+        *_single_tokens(result),
         *_memory_words(result),
         *_energy(result),
         *scenario_notes(result),
@@ -59,52 +65,58 @@ def doubts(result: BenchResult) -> list[str]:
 
 
 def _speed(result: BenchResult, *, prompt: bool) -> Iterator[Table]:
-    tests, measured = tests_of(result, prompt=prompt), [one for artifact in result.artifacts for one in artifact.tests]
+    tests = tests_of(result, prompt=prompt)
     varied = len({test.threads for test in tests}) > 1
-    energy = any(one.energy for one in measured)
-    columns = ["tokens/s", "first token, ms"] if prompt else ["tokens/s", "p50", "p95", "p99"]
-    columns += ["n", "J/token"] if energy else ["n"]
+    columns = ["tokens/s", "first token, ms", "n"] if prompt else ["tokens/s", "p50 ms", "p95 ms", "p99 ms", "n"]
     entries = []
     for test in tests:
-        for artifact, name in named(result):
+        for artifact, name in rows_of(result):
             one = result_of(artifact, test)
             if one is None:
                 cells = [absent(result, artifact, writes=not prompt), *[""] * (len(columns) - 1)]
             else:
-                cells = [*_rates(one), str(one.rate.estimate.n)]
-                cells += [figure(one.energy, interval=False) if one.energy else ""] if energy else []
+                cells = [figure(one.rate), *_times(one), str(one.rate.estimate.n)]
             entries.append(Entry(test_words(test, kind=False, threads=varied), name, cells))
-    title = "Prefill (reading a prompt)" if prompt else "Decode (writing); p50, p95 and p99 in ms a token"
-    yield lay_out(title, columns, entries)
+    yield lay_out("Prefill (reading a prompt)" if prompt else "Decode (writing)", columns, entries)
 
 
-def _rates(one: SpeedResult) -> list[str]:
+def _times(one: SpeedResult) -> list[str]:
+    """Until the first token of a prompt; of single tokens of generation, all as exact as their median."""
     if one.test.n_prompt:
-        return [figure(one.rate), figure(one.ttft) if one.ttft else ""]
+        return [figure(one.ttft) if one.ttft else ""]
     tpot = one.tpot
-    return [figure(one.rate), *((number(p, tpot.p50) for p in (tpot.p50, tpot.p95, tpot.p99)) if tpot else [""] * 3)]
+    return [number(value, tpot.p50) for value in (tpot.p50, tpot.p95, tpot.p99)] if tpot else [""] * 3
+
+
+def _joules(result: BenchResult) -> Iterator[Table]:
+    entries = []
+    for test in (*tests_of(result, prompt=True), *tests_of(result, prompt=False)):
+        for artifact, name in rows_of(result):
+            one = result_of(artifact, test)
+            if one and one.energy:
+                cells = [figure(one.energy), str(one.energy.estimate.n)]
+                entries.append(Entry(test_words(test), name, cells))
+    yield lay_out("Energy", ["J/token", "n"], entries)
 
 
 # ---- starts
 
 
 def _starts(result: BenchResult) -> Iterator[Table]:
+    """Phases below each other, cold and warm beside each other."""
+    if not any(artifact.starts for artifact in result.artifacts):
+        return
     entries = []
-    for cold, group in ((True, "cold, file not cached"), (False, "warm, file cached")):
-        if not any(start.cold is cold for artifact in result.artifacts for start in artifact.starts):
-            continue
-        for artifact, name in named(result):
-            start = next((start for start in artifact.starts if start.cold is cold), None)
-            if start is None:
-                cells = ["", "", "", absent(result, artifact), ""]
-            else:
-                cells = [*_phases(start), figure(start.total), str(start.total.estimate.n)]
-            entries.append(Entry(group, name, cells))
-    yield lay_out("Start of a fresh process, ms", ["process", "+ load", "+ first token", "= total", "n"], entries)
-
-
-def _phases(start: StartResult) -> list[str]:
-    return [figure(series, interval=False) for series in (start.process, start.load, start.first_token)]
+    for phase, words in PHASES.items():
+        for artifact, name in rows_of(result):
+            by_kind = {start.cold: getattr(start, phase) for start in artifact.starts}
+            if not by_kind:
+                entries.append(Entry(words, name, [absent(result, artifact), "", ""]))
+                continue
+            series = [by_kind.get(cold) for cold in (True, False)]
+            counts = dict.fromkeys(str(one.estimate.n) for one in series if one)
+            entries.append(Entry(words, name, [*(figure(one) if one else "" for one in series), " / ".join(counts)]))
+    yield lay_out("Start of a fresh process, ms", ["cold, not cached", "warm, cached", "n"], entries)
 
 
 # ---- memory and quality
@@ -112,7 +124,7 @@ def _phases(start: StartResult) -> list[str]:
 
 def _memory(result: BenchResult) -> Iterator[Table]:
     rows = []
-    for artifact, name in named(result):
+    for artifact, name in rows_of(result):
         memory, model = artifact.memory, artifact.model
         if memory:
             sizes = [model.nbytes if model else None, memory.peak_rss, memory.peak_anon, memory.peak_file]
@@ -124,7 +136,7 @@ def _memory(result: BenchResult) -> Iterator[Table]:
 
 def _quality(result: BenchResult) -> Iterator[Table]:
     rows, origins = [], set()
-    for artifact, name in named(result):
+    for artifact, name in rows_of(result):
         quality = artifact.quality
         if quality and quality.kld_mean is not None:
             top1 = quality.top1_agreement
@@ -219,6 +231,17 @@ def _energy(result: BenchResult) -> Iterator[str]:
     for source in dict.fromkeys(artifact.energy_source for artifact in result.artifacts if artifact.energy_source):
         none, _, why = source.partition(": ")
         yield f"no joules: {why}" if none == "none" else f"J/token: from {source}, what else the machine draws included"
+
+
+def _cut(result: BenchResult) -> Iterator[str]:
+    for (_, full), (_, shown) in zip(named(result), rows_of(result), strict=True):
+        if shown != full:
+            yield f"{shown}: {full}"
+
+
+def _single_tokens(result: BenchResult) -> Iterator[str]:
+    if any(one.tpot for artifact in result.artifacts for one in artifact.tests):
+        yield "p50, p95, p99: what so many per cent of single tokens took at most (time per output token, TPOT)"
 
 
 def _own_notes(result: BenchResult) -> Iterator[str]:

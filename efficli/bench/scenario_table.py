@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from efficli.bench.figures import ArtifactResult, BenchResult
-from efficli.bench.layout import Entry, Table, absent, lay_out, named
+from efficli.bench.layout import Entry, Table, absent, lay_out, named, rows_of
 from efficli.bench.wording import figure, milliseconds, number, share
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def scenario_tables(result: BenchResult) -> Iterator[Table]:
     for name, first in scenarios.items():
         entries = []
         for one in _figures(first):
-            for artifact, artifact_name in named(result):
+            for artifact, artifact_name in rows_of(result):
                 found = _scenario(artifact, name)
                 cells = _cells(found, one) if found else [absent(result, artifact, writes=True), "", "", ""]
                 entries.append(Entry(_group(first, one), artifact_name, cells))

@@ -13,6 +13,10 @@ UNSTEADY = "*"
 """Marks a range that stands where a median would mislead; explained below the tables."""
 
 
+CUT = ".."
+"""Stands for the beginning of a name that was too long."""
+
+
 def number(value: float, like: float | None = None) -> str:
     """Three significant digits or all before the point, never an exponent: 7716, 93.7, 0.0912.
 
@@ -65,6 +69,20 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
                 break
         names[path] = os.path.join(*end)  # noqa: PTH118 (a name to read, not a path to open)
     return names
+
+
+def cut_names(names: Iterable[str], most: int) -> dict[str, str]:
+    """Names of at most `most` characters: of longer ones the ends, where types stand.
+
+    All from their last hyphen on ("..Q4_K_M.gguf"), or, where that does not tell them apart, as much as there is room
+    for; whole where that does not either.
+    """
+    whole = list(dict.fromkeys(names))
+    for ends in ([name.rpartition("-")[2] for name in whole], [name[len(CUT) - most :] for name in whole]):
+        cut = [name if len(name) <= most else CUT + end for name, end in zip(whole, ends, strict=True)]
+        if len(set(cut)) == len(cut) and all(len(short) <= most for short in cut):
+            return dict(zip(whole, cut, strict=True))
+    return {name: name for name in whole}
 
 
 def test_words(test: SpeedTest, *, kind: bool = True, threads: bool = False) -> str:

@@ -50,6 +50,7 @@ def watched(others: float = 0.0, *top: Neighbour) -> Disturbance:
         board=(),
         load1=4.1,
         top=top,
+        seen_cores=others,
     )
 
 

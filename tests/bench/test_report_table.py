@@ -9,8 +9,8 @@ import pytest
 
 from efficli.bench.figures import BenchResult, Quantiles, Series
 from efficli.bench.report_table import footnotes, report_tables
-from efficli.bench.wording import conditions, figure, number, short_names, size
-from tests.bench.made_results import MACHINE, artifact, everything, several, speed
+from efficli.bench.wording import conditions, cut_names, figure, number, short_names, size
+from tests.bench.made_results import MACHINE, artifact, everything, series, several, speed
 
 
 def tables(result):
@@ -35,20 +35,35 @@ def drawn(result, width):
     return console.file.getvalue().splitlines()
 
 
+def long_names():
+    """As export names the files of a model with a long name, on a machine where nothing settles."""
+    result = everything()
+    for one in result.artifacts:
+        one.path = one.path.replace("reference", "SmolLM2-135M-Instruct")
+        one.tests = [speed(t.test.n_prompt, t.test.n_gen, 98765, noise=0.3, depth=t.test.n_depth) for t in one.tests]
+        one.starts = [
+            replace(start, **{phase: series(1234, 0.4, "ms") for phase in ("process", "load", "first_token", "total")})
+            for start in one.starts
+        ]
+    return result
+
+
 def one_artifact():
     result = everything()
     result.artifacts, result.comparisons = result.artifacts[:1], []
     return result
 
 
-@pytest.mark.parametrize("result", [several(), everything(), one_artifact()], ids=["several", "everything", "one"])
+@pytest.mark.parametrize(
+    "result", [several(), everything(), one_artifact(), long_names()], ids=["several", "everything", "one", "long"]
+)
 def test_nothing_is_folded_at_80_columns(result):
     """As many lines as in a terminal that has room for everything, but for the sentences of failures."""
     result.artifacts = [one for one in result.artifacts if one.failure is None]
     for one in result.artifacts:
         for scenario in one.scenarios:
             scenario.failure = None
-    assert len(drawn(result, 80)) == len(drawn(result, 400))
+    assert drawn(result, 80) == drawn(result, 400)
 
 
 def test_every_row_has_a_cell_for_every_column():
@@ -143,10 +158,8 @@ def test_joules_have_a_column_where_they_were_measured():
     one = result.artifacts[0]
     one.tests[1] = replace(one.tests[1], energy=Series.of([0.0412, 0.0413, 0.0411, 0.0412, 0.0414], "J/token", 0.05))
     one.energy_source = "RAPL package-0"
-    columns, rows = next(
-        (columns, rows) for title, columns, rows in report_tables(result) if title.startswith("Decode")
-    )
-    assert columns[-1] == "J/token" and rows[1][-1] == "0.0412" and rows[2][-1] == ""
+    found = tables(result)["Energy, decode 128 tokens"]
+    assert found == {"reference-Q4_K_M.gguf": ["0.0412 (0.0411 - 0.0414)", "5"]}
     assert any("J/token: from RAPL package-0" in note for note in footnotes(result))
 
 
@@ -160,10 +173,12 @@ def test_a_start_that_was_not_cold_is_told():
 
 
 def test_phases_of_a_start_and_their_sum():
-    found = next(rows for title, _, rows in report_tables(one_artifact()) if title.startswith("Start"))
-    assert [row[0] for row in found] == ["cold, file not cached", "warm, file cached"]
-    for row in found:
-        assert sum(float(cell) for cell in row[1:4]) == pytest.approx(float(row[4].split()[0]), rel=0.02)
+    rows = next(rows for title, _, rows in report_tables(one_artifact()) if title.startswith("Start"))
+    assert [row[0] for row in rows] == ["process", "+ load", "+ first token", "= in all"]
+    for column in (1, 2):
+        *phases, total = (float(row[column].split()[0]) for row in rows)
+        assert sum(phases) == pytest.approx(total, rel=0.02)
+    assert {row[3] for row in rows} == {"5"}
 
 
 def test_comparisons_are_ratios_with_an_interval_and_a_verdict():
@@ -231,6 +246,15 @@ def test_names_are_as_short_as_they_can_be():
     assert short_names(["x", "x"]) == {"x": "x"}
     assert short_names(["x.gguf", "a/x.gguf"])["a/x.gguf"] == "a/x.gguf"
     assert list(short_names(["x.gguf", "a/x.gguf"]).values()) == ["x.gguf", "a/x.gguf"]
+
+
+def test_long_names_are_cut_where_their_ends_tell_them_apart():
+    long = [f"SmolLM2-135M-Instruct-{type}.gguf" for type in ("Q4_K_M", "Q2_K")]
+    assert list(cut_names([*long, "a.gguf"], 22).values()) == ["..Q4_K_M.gguf", "..Q2_K.gguf", "a.gguf"]
+    same = [f"{model}-Instruct-Q2_K.gguf" for model in ("SmolLM2-135M", "SmolLM2-360M")]
+    assert list(cut_names(same, 25).values()) == [f"..{name[-23:]}" for name in same]
+    assert cut_names(same, 22) == {name: name for name in same}
+    assert all(f"..{one}.gguf: SmolLM2-135M-Instruct-{one}.gguf" in footnotes(long_names()) for one in ("Q2_K", "Q8_0"))
 
 
 def test_sizes_are_binary():
