@@ -137,9 +137,9 @@ class Terminal:
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # not markup: [b] may be part of a name
         console = self._console_of(sys.stdout) if is_data else self.console
         with console.capture() as drawn:  # rich would end the process where the reader has gone
             console.print(Text(f"\n{title}", style="bold"))

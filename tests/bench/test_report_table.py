@@ -10,6 +10,7 @@ import pytest
 from efficli.bench.figures import BenchResult, Quantiles, Series
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.wording import conditions, cut_names, figure, number, short_names, size
+from efficli.console import Terminal
 from tests.bench.made_results import MACHINE, artifact, everything, series, several, speed
 
 
@@ -269,3 +270,11 @@ def test_quantiles_of_tokens_have_one_scale():
         "12.00",
         "120.00",
     ]
+
+
+def test_brackets_in_a_name_are_no_markup(capsys):
+    result = several()
+    result.artifacts[0].path = "out/m[b]-[/red].gguf"
+    for title, columns, rows in report_tables(result):
+        Terminal().table(title, columns, rows, is_data=True)
+    assert "m[b]-[/red].gguf" in capsys.readouterr().out
