@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from efficli.errors import EffiError, UsageError
+from efficli.errors import EffiError, UnsupportedError, UsageError
 from efficli.ops.llama import LlamaFile
 from efficli.ops.llama_log import complaint, recent_log
 
@@ -42,12 +42,17 @@ class LlamaClock:
         stream = generator.integers(0, file.vocab_size, file.ctx, dtype=np.int32)
         if file.add_bos and file.bos is not None:
             stream[0] = file.bos
-        self._stream = stream
+        self.stream = stream
+        """As many ids as the context holds."""
         self._held = 0  # tokens of the stream at the front of the cache
         self._greedy: Any = None
 
     def prompt(self, n: int, *, depth: int, threads: int) -> tuple[int, int]:
-        """Read n tokens at a depth; nanoseconds until they are read, and until the next token is chosen."""
+        """Read n tokens at a depth; nanoseconds until they are read, and until the next token is chosen.
+
+        An embedding model chooses none: both are the same. UsageError for more than the context holds.
+        """
+        self._check_room(n, depth)
         self._use(threads)
         self._seek(depth)
         if self.file.embeddings:
@@ -62,14 +67,16 @@ class LlamaClock:
         return read - began, chosen - began
 
     def generate(self, n: int, *, depth: int, threads: int) -> list[int]:
-        """Write n tokens at a depth, one after the other; nanoseconds of each."""
+        """Write n tokens at a depth, one after the other; nanoseconds of each. UsageError as above."""
+        self._check_writes()
+        self._check_room(n, depth)
         self._use(threads)
         self._seek(depth)
         self._held = depth
         decode, synchronize, context = self._lib.llama_decode, self._lib.llama_synchronize, self._context
         one = (ctypes.c_int32 * 1)()
         batch = self._lib.llama_batch_get_one(one, 1)
-        tokens = self._stream[depth : depth + n].tolist()
+        tokens = self.stream[depth : depth + n].tolist()
         marks = [perf_counter_ns()]
         for token in tokens:
             one[0] = token
@@ -85,6 +92,7 @@ class LlamaClock:
 
         `special`: control tokens may be written out in the text (a rendered chat); `begin`: add the begin token.
         """
+        self._check_writes()
         self._use(threads)
         self._seek(0)
         self._held = 0
@@ -115,6 +123,15 @@ class LlamaClock:
             self._lib.llama_sampler_free(self._greedy)
             self._greedy = None
 
+    def _check_room(self, n: int, depth: int) -> None:
+        if n < 1 or depth < 0 or depth + n > self.file.ctx:
+            at = f" at a depth of {depth}" if depth else ""
+            raise UsageError(f"{n} tokens{at}, expected 1 to {self.file.ctx} in all", where=str(self.file.path))
+
+    def _check_writes(self) -> None:
+        if self.file.embeddings:
+            raise UnsupportedError("an embedding model writes no text", where=str(self.file.path))
+
     def _use(self, threads: int) -> None:
         self._lib.llama_set_n_threads(self._context, threads, threads)
 
@@ -134,7 +151,7 @@ class LlamaClock:
 
     def _read(self, start: int, stop: int) -> None:
         for at in range(start, stop, self.file.batch):
-            self._decode(self._stream[at : min(at + self.file.batch, stop)])
+            self._decode(self.stream[at : min(at + self.file.batch, stop)])
 
     def _decode(self, ids: np.ndarray[Any, np.dtype[np.int32]]) -> None:
         batch = self.file.batch
@@ -145,8 +162,8 @@ class LlamaClock:
                 raise self._failure(len(part))
 
     def _embed(self, n: int) -> tuple[int, int]:
-        """An embedding model reads n tokens and pools them: both times are the same."""
-        lib, ids = self._lib, self._stream[:n]
+        """An embedding model reads n tokens and pools them."""
+        lib, ids = self._lib, self.stream[:n]
         batch = lib.llama_batch_init(n, 0, 1)
         try:
             batch.n_tokens = n
