@@ -94,7 +94,7 @@ def _row(result: BenchResult, artifact: ArtifactResult, found: SpeedResult) -> d
 def _machine_and_model(result: BenchResult, artifact: ArtifactResult) -> dict[str, Any]:
     model, machine = artifact.model, result.machine
     # a wheel's library knows no commit; llama-bench's readers group runs by this field, and a version groups them too
-    build = machine.get("build_commit") or (model.runtime if model else "unknown")
+    build = machine.get("build_commit") or (model.runtime.rpartition(" of ")[2] if model else "unknown")
     return {
         "build_commit": str(build),
         "build_number": int(machine.get("build_number") or 0),

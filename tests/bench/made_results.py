@@ -111,7 +111,7 @@ def artifact(
             num_weights=8_900_000,
             trained_ctx=1024,
             generates=True,
-            runtime="llama-cpp-python 0.3.36",
+            runtime="llama.cpp of llama-cpp-python 0.3.36",
         ),
         starts=[start(True, 3.0), start(False, 1.0)],
         tests=[

@@ -274,7 +274,7 @@ def test_quantiles_of_tokens_have_one_scale():
 
 def test_brackets_in_a_name_are_no_markup(capsys):
     result = several()
-    result.artifacts[0].path = "out/m[b]-[/red].gguf"
+    result.artifacts[0].path = "out/m[b]-[red].gguf"
     for title, columns, rows in report_tables(result):
         Terminal().table(title, columns, rows, is_data=True)
-    assert "m[b]-[/red].gguf" in capsys.readouterr().out
+    assert "m[b]-[red].gguf" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_its_script_compares_two_builds(form):
     """Its own query: rows of two builds that agree in every key property belong together."""
     old, new = several(), several()
     for one in new.artifacts:
-        one.model = one.model and replace(one.model, runtime="llama-cpp-python 0.3.37")
+        one.model = one.model and replace(one.model, runtime="llama.cpp of llama-cpp-python 0.3.37")
     texts = [form(old), form(new)]
     read = (lambda text: map(json.loads, text.splitlines())) if form is to_jsonl else lines_of_csv
     with as_its_script_reads([row for text in texts for row in read(text)]) as connection:
