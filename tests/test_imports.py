@@ -114,7 +114,9 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stderr.rpartition("\0")[2]))
 
 
-@pytest.mark.parametrize("words", [["--help"], ["export", "--help"], ["bench", "--help"], ["try", "--help"], ["--version"], ["exprot"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["export", "--help"], ["bench", "--help"], ["try", "--help"], ["--version"], ["exprot"]]
+)
 def test_help_loads_nothing_heavy(words):
     loaded = loaded_after(f"from efficli.cli import main; main({words!r})")
     assert "efficli.cli" in loaded

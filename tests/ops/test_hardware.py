@@ -12,8 +12,8 @@ from efficli.ops.hardware import cpu_name, usable_memory
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("processor : 0\nmodel name\t: AMD  EPYC 9R14\nflags : avx\nprocessor : 1\nmodel name : other\n", "AMD EPYC 9R14"),
-        ("processor : 0\nFeatures : asimd\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n", "Raspberry Pi 5 Model B Rev 1.0"),
+        ("processor : 0\nmodel name\t: AMD  EPYC 9R14\nflags : avx\nmodel name : other\n", "AMD EPYC 9R14"),
+        ("processor : 0\nFeatures : asimd\n\nModel\t\t: Raspberry Pi 5 Model B\n", "Raspberry Pi 5 Model B"),
         ("Hardware : BCM2835\n", "BCM2835"),
     ],
 )
