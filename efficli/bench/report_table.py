@@ -81,11 +81,11 @@ def _speed(result: BenchResult, *, prompt: bool) -> Iterator[Table]:
 
 
 def _times(one: SpeedResult) -> list[str]:
-    """Until the first token of a prompt; of single tokens of generation, all as exact as their median."""
+    """Until the first token of a prompt; of single tokens of generation."""
     if one.test.n_prompt:
         return [figure(one.ttft) if one.ttft else ""]
     tpot = one.tpot
-    return [number(value, tpot.p50) for value in (tpot.p50, tpot.p95, tpot.p99)] if tpot else [""] * 3
+    return [number(value) for value in (tpot.p50, tpot.p95, tpot.p99)] if tpot else [""] * 3
 
 
 def _joules(result: BenchResult) -> Iterator[Table]:
@@ -204,7 +204,7 @@ def _disturbances(result: BenchResult) -> Iterator[str]:
 def _intervals(result: BenchResult) -> Iterator[str]:
     sure = {series.estimate.n: series.estimate.confidence for series in _all_series(result) if series.estimate.n > 1}
     few = [f"{100 * level:.3g} % ({n} repeats)" for n, level in sorted(sure.items()) if level < CONFIDENCE]
-    many = [f"{100 * CONFIDENCE:.0f} % (more)"] if len(few) < len(sure) else []
+    many = [f"{100 * CONFIDENCE:.0f} %{' (more)' if few else ''}"] if len(few) < len(sure) else []
     if sure:
         yield f"median (low - high): the true median lies in between with a confidence of {', '.join([*few, *many])}"
 
