@@ -203,6 +203,10 @@ def test_a_quiet_machine_says_nothing():
          "threads than cores"),
         ({"steal_share": 0.06}, "steal time: the hypervisor took 6% of the cores' working time"),
         ({"frequency_drop": 0.12}, "frequency drop: the cores were 12% below the highest frequency seen"),
+        (
+            {"others_cores": 0.5, "seen_cores": 0.5},  # many that use little each
+            "busy neighbour: other processes used 0.50 of 4 cores, load 4.0",
+        ),
         ({"throttled": 1}, "CPU quota: the control group's limit stopped its processes in a period"),
         ({"throttled": 12}, "CPU quota: the control group's limit stopped its processes in 12 periods"),
         ({"board": ("throttled", "under-voltage")}, "board: the firmware reports throttled, under-voltage"),
@@ -219,9 +223,10 @@ def test_what_others_may_use_grows_with_what_we_leave_idle():
 
 
 def test_a_window_too_short_for_the_clock_of_proc_says_nothing():
-    short = replace(QUIET, seconds=0.05, windows=1, others_cores=0.5, steal_share=0.1)
+    short = replace(QUIET, seconds=0.02, windows=1, others_cores=0.5, steal_share=0.1, waited_share=0.1)
     assert short.lines == ()
-    assert len(replace(short, seconds=0.5).lines) == 2
+    assert len(replace(short, seconds=0.2).lines) == 3
+    assert replace(short, seconds=0.2, windows=100).lines == ()
 
 
 # A made /proc and /sys.
