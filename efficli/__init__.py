@@ -2,6 +2,7 @@
 
     import efficli
     result = efficli.export("reference", Path("out"), types=("Q4_K_M",))
+    speed = efficli.bench(["out"], starts=False)
 
 Every command is one public function here, defined in `efficli.pipeline`. Nothing is loaded before it is asked for.
 """
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {"export": "efficli.export", "try_artifact": "efficli.pipeline"}
+_WHERE = {"bench": "efficli.bench", "export": "efficli.export", "try_artifact": "efficli.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ LAYERS = (
 RANK = {name: rank for rank, line in enumerate(reversed(LAYERS)) for name in line}
 STRANGERS = {("export", "bench"), ("bench", "export"), ("recipe", "export"), ("recipe", "bench")}
 """Of one line, and yet apart: pipeline joins them."""
-UPWARDS = {"efficli/__init__.py", "efficli/export/__init__.py"}
+UPWARDS = {"efficli/__init__.py", "efficli/export/__init__.py", "efficli/bench/__init__.py"}
 """The public interface names functions of the pipeline; it imports them when they are called."""
 
 HEAVY = (
@@ -146,14 +146,18 @@ def test_help_costs_at_most_1_3_times_a_bare_typer_app(words):
 def test_importing_efficli_loads_nothing_and_offers_the_commands():
     loaded = loaded_after("import efficli; efficli.__version__; dir(efficli)")
     assert {name for name in loaded if name.startswith("efficli")} == {"efficli"}
-    done = loaded_after("import efficli, efficli.export.gguf; assert callable(efficli.export)")
+    done = loaded_after(
+        "import efficli, efficli.export.gguf, efficli.bench.figures; "
+        "assert callable(efficli.export) and callable(efficli.bench)"
+    )
     assert "efficli.pipeline" not in done
 
 
-def test_the_public_function_is_the_pipelines_whatever_was_imported_first():
-    call = "type(efficli.export).__call__.fget(efficli.export)"
-    check = f"from efficli import pipeline; assert {call} is pipeline.export"
-    for begin in ("import efficli", "import efficli.export.gguf.layout"):
+@pytest.mark.parametrize("name", ["export", "bench"])
+def test_the_public_function_is_the_pipelines_whatever_was_imported_first(name):
+    call = f"type(efficli.{name}).__call__.fget(efficli.{name})"
+    check = f"from efficli import pipeline; assert {call} is pipeline.{name}"
+    for begin in ("import efficli", "import efficli.export.gguf.layout, efficli.bench.figures"):
         loaded_after(f"{begin}; {check}")
 
 
