@@ -14,6 +14,7 @@ from efficli.bench.figures import (
     NS_PER_S,
     ArtifactResult,
     Comparison,
+    Failure,
     Quantiles,
     Series,
     Settings,
@@ -25,7 +26,7 @@ from efficli.bench.figures import (
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort, Task, run_rounds
 from efficli.bench.scenario import Scenario, run_scenario
-from efficli.errors import UsageError
+from efficli.errors import EffiError, UsageError
 from efficli.ops.disturbance import Watch
 from efficli.ops.energy import EnergyMeter
 from efficli.ops.worker import Limits
@@ -94,19 +95,24 @@ class _Record:
 def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, progress: Progress) -> None:
     """Measure one artifact into `result`; an EffiError, or Ctrl-C, leaves in it what was measured before."""
     name = plan.file.path.name
-    if plan.starts:
-        _measure_starts(plan, result, progress)
-    _run_scenarios(plan, result, None, progress)
-    with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
-        result.model = engine.facts
-        records = [_Record(test) for test in plan.tests]
-        with _reported([(plan, result, engine, records)]):
-            _warm_up(engine, plan.tests, name, progress)
-            progress.start(f"{name}: speed", plan.effort.least * len(records), "repeats")
-            tasks = [Task(partial(record.once, engine, meter)) for record in records]
-            run_rounds(tasks, plan.effort, after=lambda: progress.advance(1))
-            progress.finish()
-            _run_scenarios(plan, result, engine, progress)
+    with _watched([result]) as watch:
+        watch.start()
+        if plan.starts:
+            _measure_starts(plan, result, progress)
+        _run_scenarios(plan, result, None, progress)
+        watch.pause()
+        with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
+            result.model = engine.facts
+            records = [_Record(test) for test in plan.tests]
+            with _reported(plan, result, engine, records):
+                _warm_up(engine, plan.tests, name, progress)
+                watch.own.append(engine.pid)
+                watch.start()
+                bar = _Bar(progress, f"{name}: speed", plan.effort.least * len(records), "repeats")
+                run_rounds([Task(partial(record.once, engine, meter)) for record in records], plan.effort, bar.advance)
+                progress.finish()
+                _run_scenarios(plan, result, engine, progress)
+                watch.pause()
 
 
 def measure_in_turns(
@@ -120,27 +126,72 @@ def measure_in_turns(
     """Measure several artifacts in turns: each round takes a test once of each, every other round backwards.
 
     All are open at once. The ratio of a round is tokens/s of another artifact over those of the first, a moment apart.
+    Only tests that all can do are run. An EffiError of one ends it for all, and is that one's failure.
     """
-    effort, tests = plans[0].effort, plans[0].tests
-    for plan, result in zip(plans, results, strict=True):
-        if plan.starts:
-            _measure_starts(plan, result, progress)
-    with contextlib.ExitStack() as stack:
-        engines = [stack.enter_context(GgufEngine(plan.file, plan.settings, plan.limits)) for plan in plans]
-        for result, engine in zip(results, engines, strict=True):
-            result.model = engine.facts
-        records = [[_Record(test) for test in tests] for _ in plans]
-        stack.enter_context(_reported(list(zip(plans, results, engines, records, strict=True))))
-        for plan, engine in zip(plans, engines, strict=True):
-            _warm_up(engine, tests, plan.file.path.name, progress)
-        turns = [_Turns([own[index] for own in records], engines, meter) for index in range(len(tests))]
-        tasks = [Task(turn.once) for turn in turns]
-        progress.start("speed in turns", effort.least * len(tests), "rounds")
+    effort = plans[0].effort
+    tests = tuple(test for test in plans[0].tests if all(test in plan.tests for plan in plans))
+    records = [[_Record(test) for test in tests] for _ in plans]
+    engines: list[GgufEngine] = []
+    with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
+        watch = stack.enter_context(_watched(results))
+        watch.start()
+        for plan, result in zip(plans, results, strict=True):
+            with _blamed(result):
+                if plan.starts:
+                    _measure_starts(plan, result, progress)
+        watch.pause()
+        for plan, result, own in zip(plans, results, records, strict=True):
+            with _blamed(result):
+                engine = stack.enter_context(GgufEngine(plan.file, plan.settings, plan.limits))
+                stack.enter_context(_reported(plan, result, engine, own))
+                result.model = engine.facts
+                engines.append(engine)
+                _warm_up(engine, tests, plan.file.path.name, progress)
+        watch.own += [engine.pid for engine in engines]
+        turns = [_Turns([own[index] for own in records], engines, results, meter) for index in range(len(tests))]
+        watch.start()
+        bar = _Bar(progress, "speed in turns", effort.least * len(tests), "rounds")
         try:
-            run_rounds(tasks, effort, after=lambda: progress.advance(1))
+            run_rounds([Task(turn.once) for turn in turns], effort, bar.advance)
         finally:
-            comparisons += _comparisons(turns, [str(plan.file.path) for plan in plans], effort.within)
+            comparisons += _comparisons(turns, [result.path for result in results], effort.within)
             progress.finish()
+            watch.pause()
+
+
+class _Stopped(Exception):
+    """A failure was noted where it belongs."""
+
+
+@contextlib.contextmanager
+def _blamed(result: ArtifactResult) -> Iterator[None]:
+    """An EffiError of the block is this artifact's failure, and ends the run."""
+    try:
+        yield
+    except EffiError as error:
+        result.failure = Failure.of(error)
+        raise _Stopped from None
+
+
+@dataclass(slots=True)
+class _Bar:
+    """A bar for repeats of which at least `least` are made: what comes after them has no known end."""
+
+    progress: Progress
+    task: str
+    least: int
+    unit: str
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.progress.start(self.task, self.least, self.unit)
+
+    def advance(self) -> None:
+        """One more is made."""
+        self.done += 1
+        if self.done == self.least + 1:
+            self.progress.start(f"{self.task}, until it is steady", 0)
+        self.progress.advance(1)
 
 
 @dataclass(slots=True)
@@ -149,6 +200,7 @@ class _Turns:
 
     records: list[_Record]
     engines: list[GgufEngine]
+    results: Sequence[ArtifactResult]
     meter: EnergyMeter | None
     ratios: list[list[float]] = field(default_factory=list)
     """Of each whole round: the others over the first."""
@@ -160,7 +212,8 @@ class _Turns:
             order.reverse()
         rates = dict.fromkeys(order, 0.0)
         for index in order:
-            rates[index] = self.records[index].take(self.engines[index], self.meter)
+            with _blamed(self.results[index]):
+                rates[index] = self.records[index].take(self.engines[index], self.meter)
         self.ratios.append([rates[index] / rates[0] for index in range(1, len(order))])
         return self.ratios[-1]
 
@@ -173,21 +226,34 @@ def _comparisons(turns: Iterable[_Turns], paths: Sequence[str], within: float) -
                 yield Comparison(test=turn.records[0].test, first=paths[0], other=other, ratios=ratios)
 
 
+class _OwnWatch(Watch):
+    """A Watch that is told of the processes that do our work as they come."""
+
+    def __init__(self) -> None:
+        self.own: list[int] = []
+        super().__init__(lambda: self.own)
+
+
 @contextlib.contextmanager
-def _reported(
-    measured: Sequence[tuple[Plan, ArtifactResult, GgufEngine, Sequence[_Record]]],
-) -> Iterator[None]:
-    """Watch for others who use the processor, and however the block ends, put what was measured into the results."""
-    watch = Watch(lambda: [engine.pid for _, _, engine, _ in measured])
-    watch.start()
+def _watched(results: Sequence[ArtifactResult]) -> Iterator[_OwnWatch]:
+    """Watch for others who use the processor; however the block ends, what they did is in the results."""
+    watch = _OwnWatch()
+    try:
+        yield watch
+    finally:
+        disturbance = watch.stop()
+        for result in results:
+            result.disturbance = disturbance
+
+
+@contextlib.contextmanager
+def _reported(plan: Plan, result: ArtifactResult, engine: GgufEngine, records: Sequence[_Record]) -> Iterator[None]:
+    """However the block ends, put what was measured into the result."""
     try:
         yield
     finally:
-        disturbance = watch.stop()
-        for plan, result, engine, records in measured:
-            result.tests = [record.result(plan.effort.within) for record in records if record.repeats]
-            result.memory = engine.memory()
-            result.disturbance = disturbance
+        result.tests = [record.result(plan.effort.within) for record in records if record.repeats]
+        result.memory = engine.memory()
 
 
 def _warm_up(engine: GgufEngine, tests: Sequence[SpeedTest], name: str, progress: Progress) -> None:
@@ -231,7 +297,7 @@ def _measure_starts(plan: Plan, result: ArtifactResult, progress: Progress) -> N
     starter = plan.starter
     # a start takes long beside what it measures, and the spread of process starts does not shrink for ever
     effort = replace(plan.effort, most=max(plan.effort.least, min(MOST_STARTS, plan.effort.most)))
-    progress.start(f"{plan.file.path.name}: starts, cold and warm", 2 * effort.least, "starts")
+    bar = _Bar(progress, f"{plan.file.path.name}: starts, cold and warm", 2 * effort.least, "starts")
 
     def take(cold: bool) -> tuple[float]:
         found = starter.start(cold=cold)
@@ -240,7 +306,7 @@ def _measure_starts(plan: Plan, result: ArtifactResult, progress: Progress) -> N
 
     try:
         tasks = [Task(partial(take, True)), Task(partial(take, False))]
-        run_rounds(tasks, effort, after=lambda: progress.advance(1))
+        run_rounds(tasks, effort, bar.advance)
     finally:
         result.starts = [_starts(found, effort.within) for found in times.values() if found]
         progress.finish()

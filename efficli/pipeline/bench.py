@@ -188,19 +188,24 @@ class _Run:
         for _, _, found in self.files:
             found.energy_source = source.source
         meter = None if isinstance(source, NoMeter) else source
-        if in_turns:
+        if in_turns and len(self.files) > 1:
             plans, results = [plan for _, plan, _ in self.files], [found for _, _, found in self.files]
-            if len(plans) < 2:
-                return  # the failures of the others are the answer
-            try:
-                measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
-            except EffiError as error:
-                results[0].failure = Failure.of(error)
+            self._note_left_out(plans)
+            measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
+            for file, _, found in self.files:
+                self._predict(file, found)
             return
         for file, plan, found in self.files:
             with _noted(found):
                 measure(plan, found, meter=meter, progress=self.progress)
                 self._predict(file, found)
+
+    def _note_left_out(self, plans: Sequence[Plan]) -> None:
+        """Tests that not all artifacts can do are not run in turns."""
+        for plan, (_, _, found) in zip(plans, self.files, strict=True):
+            lost = [test.label for test in plan.tests if not all(test in other.tests for other in plans)]
+            if lost:
+                found.notes.append(f"{', '.join(lost)} left out: not all of these artifacts can do it")
 
     def judge(self, base: str | None, text: str | os.PathLike[str] | None, trust_remote_code: bool) -> None:
         """Quality against `base`, and the gates."""
