@@ -33,6 +33,7 @@ LIMITS = {"proper": {"F16": 0.5, "Q4_0": 0.45, "Q4_K_M": 0.85}, "export": {"F16"
 """Largest ratio of CPU seconds to the reference's."""
 PEAK_LIMIT = 0.3
 QUESTION = "CPU time and peak memory of `export` against llama.cpp's converter followed by its quantizer"
+COLUMNS = ("part", "type", "CPU time", "limit", "peak memory")
 PARTS = {
     "proper": "conversion: read, choose types, scan for NaN, encode, write",
     "export": "all of `export` but the certificate: with hashes, load, tokens",
@@ -208,6 +209,34 @@ def compare(runs: dict[str, Any], types: list[str], rounds: int) -> tuple[list[L
             full, half = (runs[f"{n}/proper/{kind}"]["peak_rss_bytes"] for n in ("0", "half"))
             out[f"memory/{kind}"] = {"peak_rss_bytes": full, "of_half_the_model": half, "ratio": round(full / half, 3)}
     return limits, out
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """One row for each part and type."""
+    told = []
+    for name, found in result["summary"].items():
+        part, kind = name.split("/")
+        if part in PARTS:
+            cells = [interval(found["cpu_ratio"]), f"{LIMITS[part].get(kind, '')}", interval(found["peak_rss_ratio"])]
+            told.append([PARTS[part], kind, *cells])
+    return told
+
+
+def interval(found: dict[str, float]) -> str:
+    """`median (low - high)`."""
+    return f"{found['median']:.2f} ({found['low']:.2f} - {found['high']:.2f})"
+
+
+def about(result: dict[str, Any]) -> str:
+    """What the figures are of."""
+    n = max(found["cpu_ratio"]["n"] for name, found in result["summary"].items() if "cpu_ratio" in found)
+    halves = [found["ratio"] for name, found in result["summary"].items() if name.startswith("memory/")]
+    weights = result["checkpoint_bytes"]["full"] / 1e9
+    return (
+        f"Ratios to llama.cpp's, median and range of n = {n} pairs, {weights:.1f} GB of weights: CPU seconds of the "
+        f"process tree, and peak resident memory of the converting process (limit {PEAK_LIMIT}). Memory of the "
+        f"conversion relative to that for half the layers: {min(halves):.3f} - {max(halves):.3f}."
+    )
 
 
 def pair(runs: dict[str, Any], number: int, part: str, kind: str) -> tuple[dict[str, float], dict[str, float]] | None:

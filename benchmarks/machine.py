@@ -17,7 +17,12 @@ def measure(command: list[str], *, log: Path, environment: dict[str, str] | None
         out.flush()
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})})
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+            raise
         wall = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -29,6 +29,7 @@ RESULTS = HERE / "results"
 MINUTES = 60.0
 LIMIT_NOT_MET, OUT_OF_TIME, INTERRUPTED = 1, 4, 130
 """Exit codes."""
+_SHOWN = 8
 _NOT_CONDITIONS = ("work", "minutes", "results", "keep")
 
 
@@ -193,14 +194,15 @@ class Benchmark:
 
     def _stop(self, why: str, steps: Sequence[Step], code: int) -> None:
         left = self.missing(steps)
-        print(f"{self.name}: {why}; {len(left)} of {len(steps)} runs are missing: {', '.join(left)}", file=sys.stderr)
+        shown = ", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else "")
+        print(f"{self.name}: {why}; {len(left)} of {len(steps)} runs are missing: {shown}", file=sys.stderr)
         print(f"hint: the same command goes on; what was measured is in {self._state}", file=sys.stderr)
         raise SystemExit(code)
 
 
 def command_line(name: str) -> str:
     """The command that was typed, without the paths of this machine."""
-    words, hidden = [], ("--work", "--results")
+    words, hidden = [], ("--work", "--results", "--build")
     for before, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):
         if before not in hidden and not word.startswith(hidden):
             words.append(word)

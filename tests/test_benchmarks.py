@@ -145,3 +145,84 @@ def test_a_command_that_fails_ends_the_benchmark(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert "false: exit code 1, see" in done.stderr
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Runs page.py on a folder of results."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(BENCHMARKS / "page.py"), "--results", str(tmp_path), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def speed_result(limits: list[dict[str, object]]) -> dict[str, object]:
+    """A result of llama_bench.py with one comparison."""
+    figures = {"n": 6, "median": 1.0, "low": 0.98, "high": 1.02, "confidence": 0.95, "mean": 1.0, "stdev": 0.01}
+    speed = {**figures, "median": 812.4}
+    return {
+        "benchmark": "llama_bench",
+        "question": "Is it the same?",
+        "command": "python benchmarks/llama_bench.py",
+        "date": "2025-01-31",
+        "options": {},
+        "machine": {"processor": "Made Up 9", "cores": 4, "features": ["avx2"], "memory_gib": 8, "system": "Linux"},
+        "versions": {"llama-cpp-python": "0.3.36"},
+        "limits": limits,
+        "comparisons": [
+            {
+                "file": "a|b/Q8_0",
+                "threads": 2,
+                "test": "pp512",
+                "ratio": figures,
+                "holds": True,
+                "efficli": speed,
+                "llama-bench": speed,
+            }
+        ],
+        "runs": {"0/a|b/Q8_0/t2/efficli": {"load1": 0.5}},
+    }
+
+
+def test_the_page_shows_question_conditions_table_and_limits(page, tmp_path):
+    limit = {"name": "decode", "n": 6, "median": 0.9, "low": 0.89, "high": 0.91, "least": 0.95, "most": 1.05}
+    kept = speed_result([{**limit, "holds": False}, {**limit, "median": 1.0, "holds": True}])
+    (tmp_path / "llama_bench.json").write_text(json.dumps(kept))
+    assert page("--check").returncode == 1
+    assert page().returncode == 0
+    text = (tmp_path / "README.md").read_text()
+    for told in ("Is it the same?", "`python benchmarks/llama_bench.py` on 2025-01-31", "Made Up 9", "0.3.36"):
+        assert told in text
+    assert "| a\\|b/Q8_0 | 2 | prefill (pp512) | 812 | 812 | 1.000 (0.980 - 1.020) | yes |" in text
+    assert "1 of 2 limits hold." in text
+    assert "Not met: decode, 0.900 (0.890 - 0.910), at least 0.95 and at most 1.05." in text
+    assert page("--check").returncode == 0
+    (tmp_path / "llama_bench.json").write_text(json.dumps(speed_result([])))
+    assert page("--check").returncode == 1
+    assert "No limit is set." in page_text(page, tmp_path)
+
+
+def page_text(page, folder: Path) -> str:
+    """The page, written anew."""
+    assert page().returncode == 0
+    return (folder / "README.md").read_text()
+
+
+def test_the_page_in_the_repository_is_that_of_its_results():
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "page.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_result_is_of_a_script_that_is_there_and_named_in_the_readme():
+    told = (BENCHMARKS / "README.md").read_text()
+    for path in (BENCHMARKS / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        script = BENCHMARKS / f"{result['benchmark']}.py"
+        assert script.exists()
+        assert path.stem == result["benchmark"]
+        assert f"`{script.name}`" in told
+        assert all(limit["holds"] for limit in result["limits"]), f"{path.name} has a limit that is not met"
