@@ -37,7 +37,7 @@ def export(model: str, types: list[str]) -> dict[str, Any]:
 def rows(result: dict[str, Any]) -> list[list[str]]:
     """One row for each type."""
     told = []
-    for file in result["files"]:
+    for file in result["runs"]["export"]["files"]:
         total = whole(file)
         told.append(
             [
@@ -54,7 +54,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def about(result: dict[str, Any]) -> str:
     """What the figures are of."""
-    file = result["files"][0]
+    file = result["runs"]["export"]["files"][0]
     total = whole(file)
     return (
         f"n = {total['n']} positions; perplexity of the origin {figure(total, 'ppl_base', '.2f')}, "
@@ -79,9 +79,11 @@ def main() -> int:
     parser.add_argument("--model", default="reference")
     parser.add_argument("--types", default=TYPES)
     options = parser.parse_args()
-    bench = Benchmark("certificates", QUESTION, options, "efficli", "llama-cpp-python", "numpy", "torch")
+    bench = Benchmark(
+        "certificates", QUESTION, options, "efficli", "llama-cpp-python", "numpy", "torch", "transformers"
+    )
     bench.run([Step(name="export", run=functools.partial(export, options.model, options.types.split(",")))])
-    result = bench.runs["export"]
+    result = {"runs": bench.runs}
     print(f"| {' | '.join(COLUMNS)} |\n|---{'|--:' * (len(COLUMNS) - 1)}|")
     for row in rows(result):
         print(f"| {' | '.join(row)} |")
