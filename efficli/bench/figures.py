@@ -138,7 +138,8 @@ class StartResult:
 
     cold: bool
     resident: float | None
-    """Largest share of the file that was in the page cache before a process began; 0 if really cold, None unknown."""
+    """Share of the file that was in the page cache before a process began, where it was least what it should be:
+    0 if all starts were really cold, 1 if all were really warm, None unknown."""
     process: Series
     """ms from the start of the process until the runtime's library is there."""
     load: Series

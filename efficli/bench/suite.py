@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -65,10 +66,12 @@ class _Record:
     def take(self, engine: GgufEngine, meter: EnergyMeter | None) -> float:
         """Measure once; tokens per second."""
         self.began = self.began or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        before = meter.joules() if meter else 0.0
+        before, began = meter.joules() if meter else 0.0, time.monotonic_ns()
         repeat = engine.repeat(self.test)
         if meter:
-            self.joules.append((meter.joules() - before) / self.test.tokens)
+            # before the tokens that count, a depth may have been read
+            share = repeat.ns / (time.monotonic_ns() - began)
+            self.joules.append((meter.joules() - before) * share / self.test.tokens)
         self.repeats.append(repeat)
         return self.test.tokens * NS_PER_S / repeat.ns
 
@@ -94,25 +97,32 @@ class _Record:
 
 def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, progress: Progress) -> None:
     """Measure one artifact into `result`; an EffiError, or Ctrl-C, leaves in it what was measured before."""
-    name = plan.file.path.name
     with _watched([result]) as watch:
         watch.start()
         if plan.starts:
             _measure_starts(plan, result, progress)
         _run_scenarios(plan, result, None, progress)
         watch.pause()
-        with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
-            result.model = engine.facts
-            records = [_Record(test) for test in plan.tests]
-            with _reported(plan, result, engine, records):
-                _warm_up(engine, plan.tests, name, progress)
-                watch.own.append(engine.pid)
-                watch.start()
-                bar = _Bar(progress, f"{name}: speed", plan.effort.least * len(records), "repeats")
-                run_rounds([Task(partial(record.once, engine, meter)) for record in records], plan.effort, bar.advance)
-                progress.finish()
-                _run_scenarios(plan, result, engine, progress)
-                watch.pause()
+        _measure_open(plan, result, watch, meter, progress)
+
+
+def _measure_open(
+    plan: Plan, result: ArtifactResult, watch: _OwnWatch, meter: EnergyMeter | None, progress: Progress
+) -> None:
+    """What is measured with the file open."""
+    name = plan.file.path.name
+    with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
+        result.model = engine.facts
+        records = [_Record(test) for test in plan.tests]
+        with _reported(plan, result, engine, records):
+            _warm_up(engine, plan.tests, name, progress)
+            watch.own.append(engine.pid)
+            watch.start()
+            bar = _Bar(progress, f"{name}: speed", plan.effort.least * len(records), "repeats")
+            run_rounds([Task(partial(record.once, engine, meter)) for record in records], plan.effort, bar.advance)
+            progress.finish()
+            _run_scenarios(plan, result, engine, progress)
+            watch.pause()
 
 
 def measure_in_turns(
@@ -126,37 +136,64 @@ def measure_in_turns(
     """Measure several artifacts in turns: each round takes a test once of each, every other round backwards.
 
     All are open at once. The ratio of a round is tokens/s of another artifact over those of the first, a moment apart.
-    Only tests that all can do are run. An EffiError of one ends it for all, and is that one's failure.
+    All plans have the same tests. An EffiError of one is that one's failure: the others take their turns anew without
+    it, and one that is left alone is measured by itself.
     """
-    effort = plans[0].effort
-    tests = tuple(test for test in plans[0].tests if all(test in plan.tests for plan in plans))
-    records = [[_Record(test) for test in tests] for _ in plans]
-    engines: list[GgufEngine] = []
-    with contextlib.suppress(_Stopped), contextlib.ExitStack() as stack:
-        watch = stack.enter_context(_watched(results))
+    pairs = list(zip(plans, results, strict=True))
+    with _watched(results) as watch:
         watch.start()
-        for plan, result in zip(plans, results, strict=True):
-            with _blamed(result):
+        for plan, result in pairs:
+            with contextlib.suppress(_Stopped), _blamed(result):
                 if plan.starts:
                     _measure_starts(plan, result, progress)
         watch.pause()
-        for plan, result, own in zip(plans, results, records, strict=True):
-            with _blamed(result):
-                engine = stack.enter_context(GgufEngine(plan.file, plan.settings, plan.limits))
-                stack.enter_context(_reported(plan, result, engine, own))
-                result.model = engine.facts
-                engines.append(engine)
-                _warm_up(engine, tests, plan.file.path.name, progress)
-        watch.own += [engine.pid for engine in engines]
-        turns = [_Turns([own[index] for own in records], engines, results, meter) for index in range(len(tests))]
-        watch.start()
-        bar = _Bar(progress, "speed in turns", effort.least * len(tests), "rounds")
-        try:
-            run_rounds([Task(turn.once) for turn in turns], effort, bar.advance)
-        finally:
-            comparisons += _comparisons(turns, [result.path for result in results], effort.within)
-            progress.finish()
-            watch.pause()
+        while len(able := [pair for pair in pairs if pair[1].failure is None]) > 1:
+            if _take_turns(able, comparisons, watch, meter, progress):
+                return
+        for plan, result in able:
+            with contextlib.suppress(_Stopped), _blamed(result):
+                _measure_open(plan, result, watch, meter, progress)
+
+
+def _take_turns(
+    pairs: Sequence[tuple[Plan, ArtifactResult]],
+    comparisons: list[Comparison],
+    watch: _OwnWatch,
+    meter: EnergyMeter | None,
+    progress: Progress,
+) -> bool:
+    """Measure all of them in turns; False if one failed, of which then no comparison but its own is kept."""
+    effort, tests = pairs[0][0].effort, pairs[0][0].tests
+    engines, records, results = (
+        list[GgufEngine](),
+        [[_Record(test) for test in tests] for _ in pairs],
+        [r for _, r in pairs],
+    )
+    known = len(comparisons)
+    try:
+        with contextlib.ExitStack() as stack:
+            for (plan, result), own in zip(pairs, records, strict=True):
+                with _blamed(result):
+                    engine = stack.enter_context(GgufEngine(plan.file, plan.settings, plan.limits))
+                    stack.enter_context(_reported(plan, result, engine, own))
+                    result.model = engine.facts
+                    engines.append(engine)
+                    _warm_up(engine, tests, plan.file.path.name, progress)
+            watch.own += [engine.pid for engine in engines]
+            turns = [_Turns([own[index] for own in records], engines, results, meter) for index in range(len(tests))]
+            watch.start()
+            bar = _Bar(progress, "speed in turns", effort.least * len(tests), "rounds")
+            try:
+                run_rounds([Task(turn.once) for turn in turns], effort, bar.advance)
+            finally:
+                comparisons += _comparisons(turns, [result.path for result in results], effort.within)
+                progress.finish()
+                watch.pause()
+    except _Stopped:
+        failed = {result.path for result in results if result.failure}
+        comparisons[known:] = [one for one in comparisons[known:] if failed & {one.first, one.other}]
+        return False
+    return True
 
 
 class _Stopped(Exception):
@@ -165,7 +202,7 @@ class _Stopped(Exception):
 
 @contextlib.contextmanager
 def _blamed(result: ArtifactResult) -> Iterator[None]:
-    """An EffiError of the block is this artifact's failure, and ends the run."""
+    """An EffiError of the block is this artifact's failure; _Stopped is raised instead of it."""
     try:
         yield
     except EffiError as error:
@@ -319,7 +356,7 @@ def _starts(times: Sequence[StartTimes], within: float) -> StartResult:
     shares = [found.resident for found in times if found.resident is not None]
     return StartResult(
         cold=times[0].cold,
-        resident=max(shares) if len(shares) == len(times) else None,
+        resident=(max if times[0].cold else min)(shares) if len(shares) == len(times) else None,
         process=series(found.process_ns for found in times),
         load=series(found.load_ns for found in times),
         first_token=series(found.first_token_ns for found in times),

@@ -6,8 +6,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from efficli.ops.energy import EnergyMeter, NoMeter, open_meter
 from efficli.ops.hardware import cpu_name, usable_memory
 from efficli.ops.worker import Limits
 from efficli.pipeline.bench_predict import predict_file
-from efficli.pipeline.bench_quality import Gates, measured_quality, recorded_quality
+from efficli.pipeline.bench_quality import Base, Gates, recorded_quality
 from efficli.pipeline.bench_request import BenchFile, BenchRequest, model_files, open_file
 from efficli.progress import Progress, Silent
 from efficli.target import Target, load_target
 
 
 def bench(
-    artifacts: Sequence[str | os.PathLike[str]],
+    artifacts: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     n_prompt: Sequence[int] | None = None,
     n_gen: Sequence[int] | None = None,
@@ -93,6 +93,9 @@ def bench(
         raise UsageError(f"--memory-limit {memory_limit}, expected more than 0 bytes")
     if text is not None and base is None:
         raise UsageError("--text without --base: there is no model to compare with", hint="--base MODEL")
+    words = [artifacts] if isinstance(artifacts, str | os.PathLike) else list(artifacts)
+    if len(words) < (2 if compare else 1) and not (compare and words and Path(words[0]).is_dir()):
+        raise UsageError("--compare takes two artifacts or more" if compare else "no artifact to measure")
     result = BenchResult(machine={}) if into is None else into
     run = _Run(
         request=request,
@@ -106,13 +109,17 @@ def bench(
     began = time.monotonic()
     result.machine = machine()
     try:
-        run.open(artifacts)
-        if compare and len(run.files) + run.failed < 2:
-            raise UsageError("--compare takes two artifacts or more")
-        if not dry_run:
+        run.open(words)
+        if compare:
+            run.agree()
+        if dry_run:
+            return result
+        with ExitStack() as stack:
+            if base is not None:
+                run.base = Base.open(base, text, stack, trust_remote_code=trust_remote_code, progress=run.progress)
             with open_meter(power_command) as meter:
                 run.measure(meter, compare)
-            run.judge(base, text, trust_remote_code)
+            run.judge()
     except KeyboardInterrupt:
         result.interrupted = True
         raise
@@ -133,11 +140,8 @@ class _Run:
     result: BenchResult
     progress: Progress
     files: list[tuple[BenchFile, Plan, ArtifactResult]] = field(default_factory=list)
-
-    @property
-    def failed(self) -> int:
-        """Artifacts that cannot be measured."""
-        return sum(one.failure is not None for one in self.result.artifacts)
+    base: Base | None = None
+    """What quality is measured against."""
 
     def open(self, artifacts: Sequence[str | os.PathLike[str]]) -> None:
         """Find the files, read their headers, plan."""
@@ -175,6 +179,24 @@ class _Run:
             )
             self.files.append((file, plan, found))
 
+    def agree(self) -> None:
+        """Artifacts that take turns run the same tests: as long as the shortest context allows, and that all can do."""
+        if len(self.result.artifacts) < 2:
+            raise UsageError("--compare takes two artifacts or more")
+        if not self.files:
+            return
+        most = min((file.trained_ctx for file, _, _ in self.files if file.trained_ctx), default=0)
+        each = [self.request.tests(file, most) for file, _, _ in self.files]
+        shared = tuple(test for test in each[0] if all(test in tests for tests in each))
+        if not shared:
+            raise UsageError("--compare: there is no test that all of these artifacts can do")
+        for index, (file, plan, found) in enumerate(self.files):
+            lost = [test.label for test in found.planned if test not in shared]
+            if lost:
+                found.notes.append(f"{', '.join(lost)} left out: not all of these artifacts can do it")
+            found.planned, found.settings = shared, self.request.settings(file, shared)
+            self.files[index] = file, replace(plan, tests=shared, settings=found.settings), found
+
     def _predict(self, file: BenchFile, found: ArtifactResult) -> None:
         if found.settings:
             depth = next((test.n_depth for test in found.planned if test.n_gen), 0)
@@ -190,7 +212,6 @@ class _Run:
         meter = None if isinstance(source, NoMeter) else source
         if in_turns and len(self.files) > 1:
             plans, results = [plan for _, plan, _ in self.files], [found for _, _, found in self.files]
-            self._note_left_out(plans)
             measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
             for file, _, found in self.files:
                 self._predict(file, found)
@@ -200,29 +221,22 @@ class _Run:
                 measure(plan, found, meter=meter, progress=self.progress)
                 self._predict(file, found)
 
-    def _note_left_out(self, plans: Sequence[Plan]) -> None:
-        """Tests that not all artifacts can do are not run in turns."""
-        for plan, (_, _, found) in zip(plans, self.files, strict=True):
-            lost = [test.label for test in plan.tests if not all(test in other.tests for other in plans)]
-            if lost:
-                found.notes.append(f"{', '.join(lost)} left out: not all of these artifacts can do it")
-
-    def judge(self, base: str | None, text: str | os.PathLike[str] | None, trust_remote_code: bool) -> None:
-        """Quality against `base`, and the gates."""
+    def judge(self) -> None:
+        """Quality against the base, and the gates."""
         good = [(file.gguf.path, found) for file, _, found in self.files if found.failure is None]
-        if base is not None and good:
-            qualities = measured_quality(
-                [path for path, _ in good],
-                base,
-                text=None if text is None else Path(text),
-                threads=max(self.request.threads or (0,)) or None,
-                seed=self.request.seed,
-                trust_remote_code=trust_remote_code,
-                progress=self.progress,
+        if self.base is not None and good:
+            threads = max(self.request.threads or (0,)) or None
+            qualities = self.base.measure(
+                [path for path, _ in good], threads=threads, seed=self.request.seed, progress=self.progress
             )
             for (_, found), quality in zip(good, qualities, strict=True):
-                found.quality = quality
+                with _noted(found):
+                    if isinstance(quality, EffiError):
+                        raise quality
+                    found.quality = quality
         for path, found in good:
+            if found.failure:
+                continue
             with _noted(found):
                 self.gates.check(path, found.quality)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from efficli.artifact import read_artifact
 from efficli.bench.figures import Quality
 from efficli.bench.quality import Certificate, certify_all
+from efficli.bench.texts import evaluation_texts
+from efficli.checkpoint import Checkpoint
 from efficli.errors import EffiError, FitError, GateError
 from efficli.ops.storage import byte_text
 from efficli.pipeline.attempt import open_base
@@ -49,29 +53,57 @@ def recorded_quality(path: Path) -> Quality | None:
     """What the manifest beside a file says of it; None where there is none, or the file is not the one it names."""
     try:
         manifest = read_artifact(path.parent).manifest
-    except EffiError:
+        for entry in manifest.get("artifacts", ()):
+            if entry.get("path") == path.name and entry.get("certificate"):
+                return _quality(Certificate.from_json(entry["certificate"]))
+    except EffiError:  # no artifact, or one of another version: a file all the same
         return None
-    for entry in manifest.get("artifacts", ()):
-        if entry.get("path") == path.name and entry.get("certificate"):
-            return _quality(Certificate.from_json(entry["certificate"]))
     return None
 
 
-def measured_quality(
-    paths: Sequence[Path],
-    base: str,
-    *,
-    text: Path | None,
-    threads: int | None,
-    seed: int,
-    trust_remote_code: bool,
-    progress: Progress,
-) -> list[Quality | None]:
-    """Measure files against a model, on a text or on the committed slices."""
-    with ExitStack() as stack:
-        origin = open_base(base, stack, threads, trust_remote_code, progress)
-        found = certify_all(paths, origin, text=text, threads=threads, seed=seed, origin_name=base, progress=progress)
-    return [_quality(certificate) for certificate in found]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The model that quality is measured against, and the text that both read."""
+
+    name: str
+    origin: Checkpoint | Path
+    text: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        text: str | os.PathLike[str] | None,
+        stack: ExitStack,
+        *,
+        trust_remote_code: bool,
+        progress: Progress,
+    ) -> Self:
+        """Find both before anything is measured; what is temporary goes with `stack`."""
+        path = None if text is None else Path(text)
+        evaluation_texts(path)
+        return cls(name=name, origin=open_base(name, stack, None, trust_remote_code, progress), text=path)
+
+    def measure(
+        self, paths: Sequence[Path], *, threads: int | None, seed: int, progress: Progress
+    ) -> list[Quality | EffiError | None]:
+        """The quality of files, or why it could not be measured; the base, the slower side, runs once for all."""
+        try:
+            found = certify_all(
+                paths,
+                self.origin,
+                text=self.text,
+                threads=threads,
+                seed=seed,
+                origin_name=self.name,
+                progress=progress,
+            )
+        except EffiError as error:
+            if len(paths) == 1:
+                return [error]
+            each = [self.measure([path], threads=threads, seed=seed, progress=progress) for path in paths]
+            return [quality for [quality] in each]
+        return [_quality(certificate) for certificate in found]
 
 
 def _quality(certificate: Certificate) -> Quality | None:

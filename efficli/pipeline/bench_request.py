@@ -66,15 +66,24 @@ class BenchRequest:
         if self.effort.most < self.effort.least:
             raise UsageError(f"--max-repetitions {self.effort.most} is less than --repetitions {self.effort.least}")
 
-    def tests(self, file: BenchFile) -> tuple[SpeedTest, ...]:
-        """The speed tests of a file; UsageError for one that its context cannot hold."""
-        room = self.ctx or file.trained_ctx
+    def tests(self, file: BenchFile, most: int = 0) -> tuple[SpeedTest, ...]:
+        """The speed tests of a file; UsageError for one that its context cannot hold.
+
+        Lengths that were not asked for are shortened to the context, and to one of `most` tokens.
+        """
+        room = self.ctx or min((length for length in (file.trained_ctx, most) if length), default=0)
         prompts = N_PROMPT if self.n_prompt is None else self.n_prompt
         gens = N_GEN if self.n_gen is None else self.n_gen
         depths = (DEPTH if self.depth is None else self.depth) if file.generates else (0,)
         tests: dict[SpeedTest, bool] = {}
         for threads in self.threads or (available_threads(),):
             for depth in depths:
+                if room and depth >= room and None in (self.n_prompt, self.n_gen):
+                    raise UsageError(
+                        f"a depth of {depth} leaves no room in the context of {room}",
+                        where=file.gguf.path.name,
+                        hint=f"--ctx-size {depth + max(N_PROMPT)}",
+                    )
                 for n in prompts:
                     own = min(n, room - depth) if room and self.n_prompt is None else n
                     tests[SpeedTest(n_prompt=own, n_depth=depth, threads=threads)] = own > 0
