@@ -16,7 +16,7 @@ from efficli.ops.process import ThreadTime, cpu_seconds, stat_of, thread_times
 from efficli.ops.processors import CpuTimes, Processors, allowed, board_flags
 
 # Measured with llama.cpp on both cores of a machine: a neighbour that takes 0.05 cores costs 4-6 % of the tokens per
-# second and makes our threads wait 4.4 %; without one they wait 2 %, mostly for whoever measures them.
+# second and makes our threads wait 4.4 %; without one they wait 0.4-2.2 %, mostly for whoever measures them.
 OTHERS_CORES, OTHERS_SHARE = 0.05, 0.05
 """Cores that others may use unmentioned: so many, or this share of those that we leave idle if that is more."""
 WAITED_SHARE = 0.04
