@@ -110,7 +110,7 @@ class Converting:
         """The checkpoint."""
         text = HERE.parent / "efficli/reference/text/calibration-prose.txt"
         folder = self.folder / size
-        random_llama.write(folder, layers=self.layers[size], text=text, **random_llama.TINYLLAMA)
+        random_llama.write_apart(folder, text, {"layers": self.layers[size], **random_llama.TINYLLAMA})
         return folder
 
     def convert(self) -> dict[str, float]:
@@ -118,7 +118,7 @@ class Converting:
         converter, model = fetch_converter(self.folder), self.model("full")
         partial = self.half_precision.with_suffix(".partial")
         command = [sys.executable, str(converter), str(model), "--outtype", "f16", "--outfile", str(partial)]
-        found = self.bench.measure(command, {"PYTHONPATH": str(converter.parent / "gguf-py")})
+        found = self.bench.measure(command, {"PYTHONPATH": str(converter.parent / "gguf-py")}, memory=True)
         partial.replace(self.half_precision)
         return found
 
@@ -128,7 +128,7 @@ class Converting:
             self.convert()
         out = self.folder / "reference.gguf"
         program = [sys.executable, "-c", QUANTIZE, str(self.half_precision), str(out), kind]
-        found = self.bench.measure(program)
+        found = self.bench.measure(program, memory=True)
         out.unlink()
         return found
 
@@ -136,13 +136,14 @@ class Converting:
         """The conversion alone, or the whole command."""
         out, model = self.folder / "efficli-out", str(self.model(size))
         if part == "proper":
-            found = self.bench.measure([sys.executable, "-c", PROPER, model, str(out), kind], self._environment)
+            command = [sys.executable, "-c", PROPER, model, str(out), kind]
+            found = self.bench.measure(command, self._environment, memory=True)
             out.unlink()
             return found
         told = self.folder / "rss.txt"
         program = EXPORT.replace("RSS", repr(str(told)))
         command = [sys.executable, "-c", program, "export", model, "-o", str(out), "--type", kind]
-        found = self.bench.measure([*command, "--no-certificate", "--force"], self._environment)
+        found = self.bench.measure([*command, "--no-certificate", "--force"], self._environment, memory=True)
         found["converting_process_peak_rss_bytes"] = int(told.read_text())
         random_llama.remove(out)
         return found

@@ -66,7 +66,7 @@ class Peers:
             source = model
             if model == "random":
                 text = HERE.parent / "efficli/reference/text/calibration-prose.txt"
-                random_llama.write(self.folder / "random-100M", text=text, **random_llama.HUNDRED_MILLION)
+                random_llama.write_apart(self.folder / "random-100M", text, random_llama.HUNDRED_MILLION)
                 source = str(self.folder / "random-100M")
             command = [sys.executable, "-m", "efficli", "export", source, "-o", str(out), "--type", ",".join(types)]
             subprocess.run([*command, "--no-certificate", "--quiet"], check=True, stdout=subprocess.DEVNULL)

@@ -132,9 +132,11 @@ class Benchmark:
                 )
         self.runs, self.date = kept["runs"], kept["date"]
 
-    def measure(self, command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, float]:
-        """CPU seconds, wall seconds and peak memory of a command; SystemExit where it fails. Its output is logged."""
-        return machine.measure(list(command), log=self.log, environment=environment)
+    def measure(
+        self, command: Sequence[str], environment: dict[str, str] | None = None, *, memory: bool = False
+    ) -> dict[str, float]:
+        """CPU and wall seconds of a command, and its peak `memory`; SystemExit where it fails. Its output is logged."""
+        return machine.measure(list(command), log=self.log, environment=environment, memory=memory)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Measure what is missing, in this order, each run kept at once.

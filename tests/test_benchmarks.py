@@ -138,13 +138,27 @@ def test_runs_of_other_conditions_are_not_mixed_in(tiny, tmp_path):
     assert "its runs are of other versions" in other.stderr
 
 
-def test_a_command_that_fails_ends_the_benchmark(tmp_path):
-    program = "import machine, pathlib, sys; machine.measure(['false'], log=pathlib.Path(sys.argv[1]))"
+def measured(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """A program that begins with machine imported and `log` set."""
+    head = f"import machine, pathlib, sys; log = pathlib.Path({str(tmp_path / 'log')!r}); "
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
-    command = [sys.executable, "-c", program, str(tmp_path / "log")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, "-c", head + program]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_command_that_fails_ends_the_benchmark(tmp_path):
+    done = measured(tmp_path, "machine.measure(['false'], log=log)")
     assert done.returncode == 1
     assert "false: exit code 1, see" in done.stderr
+
+
+def test_peak_memory_is_that_of_the_command_or_is_not_told(tmp_path):
+    child = "[sys.executable, '-c', 'x = bytearray(range(250)) * 250_000']"
+    done = measured(tmp_path, f"print(machine.measure({child}, log=log, memory=True)['peak_rss_bytes'])")
+    assert 60e6 < int(done.stdout) < 120e6
+    done = measured(tmp_path, f"x = b'1' * 200_000_000; machine.measure({child}, log=log, memory=True)")
+    assert done.returncode == 1
+    assert "its peak memory is hidden by this process's" in done.stderr
 
 
 @pytest.fixture
