@@ -15,7 +15,6 @@ from efficli.bench.figures import (
     NS_PER_S,
     ArtifactResult,
     Comparison,
-    Failure,
     Quantiles,
     Series,
     Settings,
@@ -34,6 +33,25 @@ from efficli.ops.worker import Limits
 from efficli.progress import Progress
 
 MOST_STARTS = 10
+
+
+@dataclass(slots=True)
+class Energy:
+    """The meter of a run, if there is one; a meter that breaks on the way costs its figures and no others."""
+
+    meter: EnergyMeter | None
+    trouble: str | None = None
+    """Why there are no more joules."""
+
+    def joules(self) -> float | None:
+        """Since the meter was opened; None without one."""
+        if self.meter is None:
+            return None
+        try:
+            return self.meter.joules()
+        except EffiError as error:
+            self.meter, self.trouble = None, error.line
+            return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +81,22 @@ class _Record:
     repeats: list[Repeat] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
 
-    def take(self, engine: GgufEngine, meter: EnergyMeter | None) -> float:
+    def take(self, engine: GgufEngine, energy: Energy) -> float:
         """Measure once; tokens per second."""
         self.began = self.began or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        before, began = meter.joules() if meter else 0.0, time.monotonic_ns()
+        before, began = energy.joules(), time.monotonic_ns()
         repeat = engine.repeat(self.test)
-        if meter:
+        after = energy.joules()
+        if before is not None and after is not None:
             # before the tokens that count, a depth may have been read
             share = repeat.ns / (time.monotonic_ns() - began)
-            self.joules.append((meter.joules() - before) * share / self.test.tokens)
+            self.joules.append((after - before) * share / self.test.tokens)
         self.repeats.append(repeat)
         return self.test.tokens * NS_PER_S / repeat.ns
 
-    def once(self, engine: GgufEngine, meter: EnergyMeter | None) -> tuple[float]:
+    def once(self, engine: GgufEngine, energy: Energy) -> tuple[float]:
         """As a Task wants it."""
-        return (self.take(engine, meter),)
+        return (self.take(engine, energy),)
 
     def result(self, within: float) -> SpeedResult:
         """As values."""
@@ -95,7 +114,7 @@ class _Record:
         )
 
 
-def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, progress: Progress) -> None:
+def measure(plan: Plan, result: ArtifactResult, *, energy: Energy, progress: Progress) -> None:
     """Measure one artifact into `result`; an EffiError, or Ctrl-C, leaves in it what was measured before."""
     with _watched([result]) as watch:
         watch.start()
@@ -103,12 +122,10 @@ def measure(plan: Plan, result: ArtifactResult, *, meter: EnergyMeter | None, pr
             _measure_starts(plan, result, progress)
         _run_scenarios(plan, result, None, progress)
         watch.pause()
-        _measure_open(plan, result, watch, meter, progress)
+        _measure_open(plan, result, watch, energy, progress)
 
 
-def _measure_open(
-    plan: Plan, result: ArtifactResult, watch: _OwnWatch, meter: EnergyMeter | None, progress: Progress
-) -> None:
+def _measure_open(plan: Plan, result: ArtifactResult, watch: _OwnWatch, energy: Energy, progress: Progress) -> None:
     """What is measured with the file open."""
     name = plan.file.path.name
     with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
@@ -119,7 +136,7 @@ def _measure_open(
             watch.own.append(engine.pid)
             watch.start()
             bar = _Bar(progress, f"{name}: speed", plan.effort.least * len(records), "repeats")
-            run_rounds([Task(partial(record.once, engine, meter)) for record in records], plan.effort, bar.advance)
+            run_rounds([Task(partial(record.once, engine, energy)) for record in records], plan.effort, bar.advance)
             progress.finish()
             _run_scenarios(plan, result, engine, progress)
             watch.pause()
@@ -130,7 +147,7 @@ def measure_in_turns(
     results: Sequence[ArtifactResult],
     comparisons: list[Comparison],
     *,
-    meter: EnergyMeter | None,
+    energy: Energy,
     progress: Progress,
 ) -> None:
     """Measure several artifacts in turns: each round takes a test once of each, every other round backwards.
@@ -148,18 +165,18 @@ def measure_in_turns(
                     _measure_starts(plan, result, progress)
         watch.pause()
         while len(able := [pair for pair in pairs if pair[1].failure is None]) > 1:
-            if _take_turns(able, comparisons, watch, meter, progress):
+            if _take_turns(able, comparisons, watch, energy, progress):
                 return
         for plan, result in able:
             with contextlib.suppress(_Stopped), _blamed(result):
-                _measure_open(plan, result, watch, meter, progress)
+                _measure_open(plan, result, watch, energy, progress)
 
 
 def _take_turns(
     pairs: Sequence[tuple[Plan, ArtifactResult]],
     comparisons: list[Comparison],
     watch: _OwnWatch,
-    meter: EnergyMeter | None,
+    energy: Energy,
     progress: Progress,
 ) -> bool:
     """Measure all of them in turns; False if one failed, of which then no comparison but its own is kept."""
@@ -180,7 +197,7 @@ def _take_turns(
                     engines.append(engine)
                     _warm_up(engine, tests, plan.file.path.name, progress)
             watch.own += [engine.pid for engine in engines]
-            turns = [_Turns([own[index] for own in records], engines, results, meter) for index in range(len(tests))]
+            turns = [_Turns([own[index] for own in records], engines, results, energy) for index in range(len(tests))]
             watch.start()
             bar = _Bar(progress, "speed in turns", effort.least * len(tests), "rounds")
             try:
@@ -206,7 +223,7 @@ def _blamed(result: ArtifactResult) -> Iterator[None]:
     try:
         yield
     except EffiError as error:
-        result.failure = Failure.of(error)
+        result.fail(error)
         raise _Stopped from None
 
 
@@ -238,7 +255,7 @@ class _Turns:
     records: list[_Record]
     engines: list[GgufEngine]
     results: Sequence[ArtifactResult]
-    meter: EnergyMeter | None
+    energy: Energy
     ratios: list[list[float]] = field(default_factory=list)
     """Of each whole round: the others over the first."""
 
@@ -250,7 +267,7 @@ class _Turns:
         rates = dict.fromkeys(order, 0.0)
         for index in order:
             with _blamed(self.results[index]):
-                rates[index] = self.records[index].take(self.engines[index], self.meter)
+                rates[index] = self.records[index].take(self.engines[index], self.energy)
         self.ratios.append([rates[index] / rates[0] for index in range(1, len(order))])
         return self.ratios[-1]
 

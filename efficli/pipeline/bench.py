@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from efficli.bench.figures import ArtifactResult, BenchResult, Failure
+from efficli.bench.figures import ArtifactResult, BenchResult
 from efficli.bench.rounds import Effort
 from efficli.bench.scenario import load_scenario, scenario_names
-from efficli.bench.suite import Plan, measure, measure_in_turns
+from efficli.bench.suite import Energy, Plan, measure, measure_in_turns
 from efficli.errors import EffiError, UsageError
 from efficli.ops.energy import EnergyMeter, NoMeter, open_meter
 from efficli.ops.hardware import cpu_name, usable_memory
@@ -150,7 +150,7 @@ class _Run:
             try:
                 paths = model_files(Path(word))
             except EffiError as error:
-                found.failure = Failure.of(error)
+                found.fail(error)
                 self.result.artifacts.append(found)
                 continue
             for path in paths:
@@ -162,11 +162,15 @@ class _Run:
             file = open_file(Path(found.path))
             tests = self.request.tests(file)
             found.settings = self.request.settings(file, tests)
-            found.planned = tests
+            found.planned, found.planned_starts = tests, self.starts
             found.quality = recorded_quality(file.gguf.path)
             if not file.generates:
                 left_out = "decode speed and scenarios" if self.request.scenarios else "decode speed"
                 found.notes.append(f"an embedding model: it reads and does not write, so there is no {left_out}")
+            scenarios = self.request.scenarios if file.generates else ()
+            found.planned_scenarios = tuple(scenario.name for scenario in scenarios)
+            if not (tests or self.starts or scenarios):
+                raise UsageError("nothing to measure: no test, no start, no scenario", where=file.gguf.path.name)
             self._predict(file, found)
             plan = Plan(
                 file=file.gguf,
@@ -175,7 +179,7 @@ class _Run:
                 effort=self.request.effort,
                 tests=tests,
                 starts=self.starts,
-                scenarios=self.request.scenarios if file.generates else (),
+                scenarios=scenarios,
             )
             self.files.append((file, plan, found))
 
@@ -209,16 +213,23 @@ class _Run:
         """Run what was planned."""
         for _, _, found in self.files:
             found.energy_source = source.source
-        meter = None if isinstance(source, NoMeter) else source
+        energy = Energy(None if isinstance(source, NoMeter) else source)
+        try:
+            self._measure(energy, in_turns)
+        finally:
+            for _, _, found in self.files if energy.trouble else ():
+                found.notes.append(f"joules end before the run did: {energy.trouble}")
+
+    def _measure(self, energy: Energy, in_turns: bool) -> None:
         if in_turns and len(self.files) > 1:
             plans, results = [plan for _, plan, _ in self.files], [found for _, _, found in self.files]
-            measure_in_turns(plans, results, self.result.comparisons, meter=meter, progress=self.progress)
+            measure_in_turns(plans, results, self.result.comparisons, energy=energy, progress=self.progress)
             for file, _, found in self.files:
                 self._predict(file, found)
             return
         for file, plan, found in self.files:
             with _noted(found):
-                measure(plan, found, meter=meter, progress=self.progress)
+                measure(plan, found, energy=energy, progress=self.progress)
                 self._predict(file, found)
 
     def judge(self) -> None:
@@ -247,7 +258,7 @@ def _noted(found: ArtifactResult) -> Iterator[None]:
     try:
         yield
     except EffiError as error:
-        found.failure = Failure.of(error)
+        found.fail(error)
 
 
 def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
