@@ -21,7 +21,7 @@ from efficli.bench.engine import Repeat
 from efficli.bench.figures import ArtifactResult, Comparison, Settings, SpeedTest
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort
-from efficli.bench.suite import Plan, measure, measure_in_turns
+from efficli.bench.suite import Energy, Plan, measure, measure_in_turns
 from efficli.chat import render
 from efficli.errors import FitError
 from efficli.ops.energy import open_meter
@@ -61,9 +61,12 @@ def plan_of(path: Path, *tests: SpeedTest, effort: Effort = QUICK, generates: bo
     )
 
 
-def measured(plan: Plan, **options) -> ArtifactResult:
+NO_ENERGY = Energy(None)
+
+
+def measured(plan: Plan, energy: Energy = NO_ENERGY) -> ArtifactResult:
     result = ArtifactResult(path=str(plan.file.path), settings=plan.settings, planned=plan.tests)
-    measure(plan, result, meter=options.get("meter"), progress=options.get("progress") or Silent())
+    measure(plan, result, energy=energy, progress=Silent())
     return result
 
 
@@ -291,7 +294,7 @@ def test_joules_a_token_are_watts_times_seconds_over_tokens(tmp_path, test):
     path = write_windowed(tmp_path / "w.gguf")
     loop = "import time\nwhile True:\n print(5, flush=True)\n time.sleep(0.01)"
     with open_meter(f'"{sys.executable}" -c "{loop}"') as meter:
-        [told] = measured(plan_of(path, test, effort=Effort(least=9, most=9)), meter=meter).tests
+        [told] = measured(plan_of(path, test, effort=Effort(least=9, most=9)), energy=Energy(meter)).tests
     wanted = [5.0 * ns / 1e9 / test.tokens for ns in told.samples_ns]
     assert told.energy.unit == "J/token"
     assert told.energy.estimate.median == pytest.approx(np.median(wanted), rel=0.1)
@@ -304,7 +307,7 @@ def turns(*plans: Plan, progress: Silent | None = None) -> tuple[list[ArtifactRe
     results = [ArtifactResult(path=str(plan.file.path)) for plan in plans]
     comparisons: list[Comparison] = []
     with contextlib.suppress(KeyboardInterrupt):
-        measure_in_turns(plans, results, comparisons, meter=None, progress=progress or Silent())
+        measure_in_turns(plans, results, comparisons, energy=NO_ENERGY, progress=progress or Silent())
     return results, comparisons
 
 
@@ -391,7 +394,7 @@ def test_an_interrupt_leaves_what_was_measured(tiny, word, step, starts, tests):
     result = ArtifactResult(path=str(tiny))
     with pytest.raises(KeyboardInterrupt):
         plan = plan_of(tiny, PROMPT, GEN, starts=word == "starts")
-        measure(plan, result, meter=None, progress=Interrupting(word, step, interrupt))
+        measure(plan, result, energy=NO_ENERGY, progress=Interrupting(word, step, interrupt))
     assert [start.total.estimate.n for start in result.starts] == starts
     assert [told.rate.estimate.n for told in result.tests] == tests
     assert (result.memory is not None) is (word != "starts")
@@ -413,7 +416,7 @@ def test_a_crash_in_the_middle_keeps_what_was_measured(tiny, heard):
     kill = Interrupting("speed", 4, lambda: os.kill(heard.pids["tiny"], signal.SIGKILL))
     result = ArtifactResult(path=str(tiny))
     with pytest.raises(FitError, match=r"^out of memory while running tiny\.gguf$"):
-        measure(plan_of(tiny, PROMPT), result, meter=None, progress=kill)
+        measure(plan_of(tiny, PROMPT), result, energy=NO_ENERGY, progress=kill)
     assert result.tests[0].rate.estimate.n == 4
     assert result.memory.peak_rss > 0
 
