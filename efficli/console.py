@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from efficli.errors import EffiError
@@ -121,6 +123,15 @@ class Terminal:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
+
+    def prose(self, paragraphs: Iterable[str]) -> None:
+        """Sentences on stdout below a table: folded between words on a terminal, elsewhere a line each."""
+        width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
+        for words in paragraphs:
+            lines = (
+                textwrap.wrap(words, width, subsequent_indent="  ", break_on_hyphens=False) if width > 20 else [words]
+            )
+            self.text("\n".join(lines) + "\n")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_data: bool = False

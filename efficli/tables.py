@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from efficli.bench.certificate_table import table as certificate_lines
 from efficli.bench.chart import draw
+from efficli.bench.figures import Failure
 from efficli.bench.markdown import to_markdown
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.rows import to_csv, to_jsonl
+from efficli.bench.wording import conditions, test_words
 from efficli.console import Terminal, size
-from efficli.errors import MissingExtra, OutputError, UsageError
+from efficli.errors import EffiError, MissingExtra, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from efficli.bench.figures import ArtifactResult
     from efficli.bench.quality import Certificate
     from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
 
@@ -144,42 +147,58 @@ class BenchView:
 
     def finished(self, result: BenchResult, *, dry_run: bool) -> int:
         """Show the result, and each failure on stderr; the exit code is that of the first failure."""
+        failures = [failure for artifact in result.artifacts for failure in artifact.failures]
         if dry_run:
             self._show_plan(result)
         else:
             self._show(result)
-            if self.chart is not None:
-                draw(result, self.chart)
-                self.terminal.note(f"drawn: {self.chart}")
-        failures = [failure for artifact in result.artifacts for failure in artifact.failures]
-        for failure in failures:
+            if self.chart is not None and not (failures and not any(artifact.tests for artifact in result.artifacts)):
+                failures += self._draw(result, self.chart)
+        for failure in dict.fromkeys(failures):
             self.terminal.complaint(failure.line, failure.hint)
         return failures[0].code if failures else 0
+
+    def _draw(self, result: BenchResult, path: Path) -> list[Failure]:
+        """The chart; one that cannot be drawn is one more failure, and what was measured is on stdout by then."""
+        try:
+            draw(result, path)
+        except EffiError as error:
+            return [Failure.of(error)]
+        self.terminal.note(f"the chart is {path}")
+        return []
 
     def _show(self, result: BenchResult) -> None:
         terminal = self.terminal
         if terminal.as_json:
             terminal.data(result.to_json())
+        elif not any(artifact.is_measured for artifact in result.artifacts):
+            pass  # why not is on stderr
         elif self.csv:
             terminal.text(to_csv(result))
         elif self.jsonl:
             terminal.text(to_jsonl(result))
         elif self.markdown:
             terminal.text(to_markdown(result))
-        elif any(artifact.is_measured for artifact in result.artifacts):
+        else:
             for title, columns, rows in report_tables(result):
                 terminal.table(title, columns, rows, is_data=True)
             terminal.text("\n")
-            for line in footnotes(result):
-                terminal.text(f"{line}\n")
+            terminal.prose(footnotes(result))
 
     def _show_plan(self, result: BenchResult) -> None:
+        planned = [artifact for artifact in result.artifacts if artifact.settings]
         if self.terminal.as_json:
             self.terminal.data(result.to_json())
-            return
-        rows = [
-            [artifact.path, " ".join(test.label for test in artifact.planned), str(artifact.settings.ctx)]
-            for artifact in result.artifacts
-            if artifact.settings
-        ]
-        self.terminal.table("Would measure", ("artifact", "tests", "context"), rows, is_data=True)
+        elif planned:
+            rows = [[artifact.path, line] for artifact in planned for line in _planned(artifact)]
+            self.terminal.table("Would measure", ("artifact", "what"), rows, is_data=True)
+            self.terminal.text("\n")
+            self.terminal.prose([conditions(result)])
+
+
+def _planned(artifact: ArtifactResult) -> Iterator[str]:
+    if artifact.planned_starts:
+        yield "starts, cold and warm"
+    varied = len({test.threads for test in artifact.planned}) > 1
+    yield from (test_words(test, threads=varied) for test in artifact.planned)
+    yield from (f"scenario {name}" for name in artifact.planned_scenarios)

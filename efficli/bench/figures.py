@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from efficli.errors import EffiError
@@ -286,6 +287,8 @@ class ArtifactResult:
     settings: Settings | None = None
     planned: tuple[SpeedTest, ...] = ()
     """The tests that a run takes."""
+    planned_starts: bool = False
+    planned_scenarios: tuple[str, ...] = ()
     model: ModelFacts | None = None
     starts: list[StartResult] = field(default_factory=list)
     tests: list[SpeedResult] = field(default_factory=list)
@@ -301,6 +304,12 @@ class ArtifactResult:
     """Where joules come from, or, beginning with "none", why there are none."""
     notes: list[str] = field(default_factory=list)
     failure: Failure | None = None
+
+    def fail(self, error: EffiError) -> None:
+        """Note why it could not be measured; an error about its file names it as the user did."""
+        self.failure = Failure.of(error)
+        if error.where is not None and PurePath(error.where).name == PurePath(self.path).name:
+            self.failure = replace(self.failure, where=self.path)
 
     @property
     def failures(self) -> list[Failure]:
@@ -320,6 +329,8 @@ class ArtifactResult:
             "model": self.model and self.model.to_json(),
             "settings": self.settings and self.settings.to_json(),
             "planned": [test.label for test in self.planned],
+            "planned_starts": self.planned_starts,
+            "planned_scenarios": list(self.planned_scenarios),
             "starts": [start.to_json() for start in self.starts],
             "tests": [test.to_json() for test in self.tests],
             "memory": self.memory and self.memory.to_json(),

@@ -1,4 +1,4 @@
-"""A benchmark as tables of words: how fast, how soon, how large, how good, against what, and what was not measured."""
+"""A benchmark as tables of words: how fast, how soon, how large, how good, and against what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from efficli.bench.figures import BenchResult, Series, SpeedResult
 from efficli.bench.layout import Entry, Table, absent, lay_out, named, rows_of, tests_of
 from efficli.bench.prediction_table import prediction_notes, prediction_tables
-from efficli.bench.scenario_table import scenario_failures, scenario_notes, scenario_tables
+from efficli.bench.scenario_table import scenario_notes, scenario_tables
 from efficli.bench.wording import UNSTEADY, conditions, figure, number, result_of, short_names, size, test_words
 from efficli.ops.statistics import CONFIDENCE
 
@@ -19,7 +19,10 @@ RESIDENT = 0.01
 
 
 def report_tables(result: BenchResult) -> list[Table]:
-    """All tables, in reading order; those with nothing in them are left out. `footnotes` explains their marks."""
+    """All tables, in reading order; those with nothing in them are left out. `footnotes` explains their marks.
+
+    Why something failed is not among them: it is on stderr, and in `ArtifactResult.failures`.
+    """
     tables = [
         *_speed(result, prompt=True),
         *_speed(result, prompt=False),
@@ -30,7 +33,6 @@ def report_tables(result: BenchResult) -> list[Table]:
         *_comparisons(result),
         *scenario_tables(result),
         *prediction_tables(result),
-        *_failures(result),
     ]
     return [table for table in tables if table[2]]
 
@@ -160,20 +162,6 @@ def _comparisons(result: BenchResult) -> Iterator[Table]:
         ]
         title = f"{names[pair[1]]} over {names[pair[0]]}: ratio of tokens/s, in turns"
         yield title, ["", "ratio", "verdict", "pairs"], rows
-
-
-# ---- what is not there
-
-
-def _failures(result: BenchResult) -> Iterator[Table]:
-    rows = []
-    for artifact, name in named(result):
-        failure = artifact.failure
-        if failure:
-            rows.append([f"{name}: {failure.message} (exit {failure.code})"])
-            rows += [[f"  {failure.hint}"]] if failure.hint else []
-    rows += scenario_failures(result)
-    yield "Failed", ["what happened, and what to do"], rows
 
 
 # ---- footnotes

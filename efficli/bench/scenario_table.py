@@ -30,15 +30,6 @@ def scenario_tables(result: BenchResult) -> Iterator[Table]:
         yield lay_out(f"Scenario {name} ({first.about})", COLUMNS, entries)
 
 
-def scenario_failures(result: BenchResult) -> Iterator[list[str]]:
-    """Lines for the table of failures."""
-    for artifact, name in named(result):
-        for found in artifact.scenarios:
-            if found.failure:
-                yield [f"{name}, scenario {found.name}: {found.failure.message}"]
-                yield from ([f"  {hint}"] for hint in (found.failure.hint,) if hint)
-
-
 def scenario_notes(result: BenchResult) -> Iterator[str]:
     """What a reader must know about them."""
     found = [scenario for artifact in result.artifacts for scenario in artifact.scenarios]

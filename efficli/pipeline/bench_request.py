@@ -10,6 +10,7 @@ from efficli.bench.figures import FlashAttention, Settings, SpeedTest
 from efficli.bench.gguf_engine import GgufFile
 from efficli.bench.rounds import Effort
 from efficli.bench.scenario import Scenario
+from efficli.checkpoint.locate import EMBEDDED
 from efficli.errors import CheckpointError, UsageError, did_you_mean
 from efficli.export.gguf.parse import GgufHeader, read_gguf
 from efficli.ops.llama import available_threads
@@ -22,6 +23,7 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 
 _UNQUANTIZED = ("f32", "f16", "bf16")
 _FLASH = ("auto", "on", "off")
+_EXPECTED = "give what `efficli export` wrote, or a .gguf file"
 LEAST = 5
 """Repeats below which no interval says anything."""
 
@@ -166,11 +168,12 @@ def model_files(artifact: Path) -> list[Path]:
             raise CheckpointError(
                 "no .gguf file in it, expected an artifact",
                 where=str(artifact),
-                hint="give what `efficli export` wrote, or a .gguf file",
+                hint=_EXPECTED,
             )
         return found
     if not artifact.exists():
-        raise CheckpointError("no such file or directory, expected an artifact", where=str(artifact))
+        hint = f"`efficli export {artifact} -o out` makes one" if str(artifact) in EMBEDDED else _EXPECTED
+        raise CheckpointError("no such file or directory, expected an artifact", where=str(artifact), hint=hint)
     if not artifact.is_file():
         raise CheckpointError("not a regular file", where=str(artifact))
     return [artifact]

@@ -106,14 +106,12 @@ def test_the_confidence_is_that_of_the_repeats():
 def test_a_failure_has_a_row_wherever_others_have_a_figure():
     found = tables(several())
     assert found["Prefill (reading a prompt), 512 tokens"]["huge.gguf"][0] == "failed"
-    assert any("ran out of memory" in line and "exit 4" in line for line in found["Failed"])
-    assert "raise --memory-limit" in found["Failed"]
 
 
-def test_a_failure_alone_is_a_table():
+def test_a_failure_alone_is_no_table():
     result = several()
     result.artifacts, result.comparisons = result.artifacts[-1:], []
-    assert [title for title, _, _ in report_tables(result)] == ["Failed"]
+    assert report_tables(result) == []
 
 
 def test_what_was_interrupted_says_what_was_not_reached():
@@ -201,7 +199,6 @@ def test_scenarios_show_objectives_times_and_goodput():
     notes = footnotes(everything())
     assert "reference-Q2_K.gguf, chat: ended after 4 of 10 requests" in notes
     assert any(note.startswith("chat: the file has no chat template") for note in notes)
-    assert any("scenario wake-up: no answer after 60 s" in row for row in tables(everything())["Failed"])
 
 
 def test_predictions_stand_beside_what_was_measured_and_say_what_they_are():
