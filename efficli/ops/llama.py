@@ -99,7 +99,8 @@ class LlamaFile:
         if not self._model:
             found = complaint(log, "llama.cpp could not load it and did not say why")
             kind = UnsupportedError if "unknown" in found or "not supported" in found else CheckpointError
-            raise kind(f"llama.cpp refused it: {found}", where=str(self.path))
+            hint = "a newer llama-cpp-python may know it" if kind is UnsupportedError else None
+            raise kind(f"llama.cpp refused it: {found}", where=str(self.path), hint=hint)
         self._vocab = lib.llama_model_get_vocab(self._model)
 
     def _open_context(self, *, exact: bool, stock: StockContext | None) -> None:
@@ -123,7 +124,8 @@ class LlamaFile:
             self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             found = complaint(log, "out of memory")
-            if "requires" in found:  # a quantized cache without flash attention, a width that its blocks do not fit
+            # a quantized cache without flash attention, a width that its blocks do not fit
+            if "requires" in found or "does not divide" in found:
                 raise UnsupportedError(f"llama.cpp refuses such a context: {found}", where=str(self.path))
             hint = "ask for a shorter context"
             raise FitError(f"no context of {self.ctx} tokens: {found}", where=str(self.path), hint=hint)

@@ -33,8 +33,8 @@ def predict_file(
 def cache_bytes_per_token(metadata: Mapping[str, Any], type_k: str, type_v: str) -> float:
     """Bytes that one position takes in the KV cache: sum over layers of heads x (key bytes + value bytes).
 
-    0 for a model without attention heads of its own naming. Windowed layers count like the others: they stop growing
-    at their window.
+    0 for a model without attention heads of its own naming, and for an encoder, which keeps nothing. Windowed layers
+    count like the others: they stop growing at their window.
     """
     arch = metadata.get("general.architecture")
 
@@ -43,6 +43,8 @@ def cache_bytes_per_token(metadata: Mapping[str, Any], type_k: str, type_v: str)
 
     layers, heads, width = number("block_count"), number("attention.head_count"), number("embedding_length")
     first = heads[0] if isinstance(heads, list) and heads else heads
+    if number("attention.causal") is False:
+        return 0.0
     if not (isinstance(layers, int) and isinstance(first, int) and first > 0 and isinstance(width, int)):
         return 0.0
     key = number("attention.key_length") or width // first

@@ -1,0 +1,448 @@
+"""The command: what is measured of which files, what fails alone, what is refused before anything runs, and gates."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import efficli
+from efficli.artifact import draft
+from efficli.bench.figures import BenchResult
+from efficli.bench.quality import Certificate, Row
+from efficli.errors import CheckpointError, UsageError
+from efficli.export.gguf.parse import read_gguf
+from efficli.ops.llama import LlamaFile, StockContext
+from efficli.ops.llama_log import captured_log
+from efficli.pipeline.bench_predict import cache_bytes_per_token
+from efficli.progress import Silent
+from tests import pico
+from tests.bench.test_speed import Interrupting, children, interrupt
+from tests.converted import convert
+from tests.tiny_architectures import write_encoder, write_recurrent, write_windowed
+from tests.tiny_gguf import write_tiny
+
+QUICK = {"n_prompt": (24,), "n_gen": (8,), "threads": (1,), "starts": False, "patience": 0.0}
+SCENARIO = """\
+name: short
+kind: request
+chat: true
+n_gen: 4
+requests: 5
+prompts: [def read, class Stack]
+objectives: {ttft_ms: 60000, tpot_ms: 60000}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A Llama with a tokenizer, wide enough for blocks of 256."""
+    folder = tmp_path_factory.mktemp("spoken")
+    model = pico.write_llama(folder / "model", hidden=256, ffn=256, seed=1)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= 0.1  # so that it is not certain of everything
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return dict(zip(("F32", "Q4_0"), convert(model, folder / "out", "F32", "Q4_0"), strict=True))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(pico.TEXT * 2)
+    return path
+
+
+def labels(result: BenchResult) -> list[list[str]]:
+    return [[told.test.label for told in one.tests] for one in result.artifacts]
+
+
+def codes(result: BenchResult) -> list[int | None]:
+    return [one.failure and one.failure.code for one in result.artifacts]
+
+
+# what is measured
+
+
+def test_everything_of_a_file(spoken, tmp_path):
+    (tmp_path / "s.yaml").write_text(SCENARIO)
+    result = efficli.bench(
+        spoken["Q4_0"],
+        **QUICK | {"starts": True, "threads": (2, 1), "depth": (16, 0), "n_gen": (4,)},
+        scenarios=(str(tmp_path / "s.yaml"),),
+        targets=("pi5-8g",),
+    )
+    [one] = result.artifacts
+    assert one.failure is None
+    assert labels(result) == [["pp24 @ d16", "tg4 @ d16", "pp24", "tg4"] * 2]
+    assert [told.test.threads for told in one.tests] == [2] * 4 + [1] * 4
+    assert (one.settings.threads, one.settings.ctx) == (2, 256)  # as much as the scenario would like
+    assert [start.cold for start in one.starts] == [True, False]
+    assert one.memory.peak_anon > one.memory.before_anon > 0
+    [scenario] = one.scenarios
+    assert len(scenario.samples) == 5
+    assert scenario.goodput.share == 1.0
+    assert scenario.notes == ["the file has no chat template: prompts are sent as plain text"]
+    [prediction] = one.predictions
+    assert prediction.to_json()["predicted"] is True
+    assert prediction.memory.anon_known
+    assert one.energy_source
+    assert one.disturbance.seconds > 0
+    told = json.loads(json.dumps(result.to_json()))
+    assert set(told["machine"]) == {"cpu_info", "cores", "memory_bytes", "system", "versions"}
+    assert len(told["results"]) == 8
+    assert (told["interrupted"], told["seconds"] > 0) == (False, True)
+    assert children() == set()
+
+
+def test_defaults_are_shortened_to_the_context_that_was_trained(tiny):
+    planned = efficli.bench([tiny], dry_run=True).artifacts[0]
+    assert [test.label for test in planned.planned] == ["pp128", "pp256", "tg128"]
+    assert (planned.settings.ctx, planned.tests, planned.model) == (256, [], None)
+    longer = efficli.bench([tiny], ctx=1000, dry_run=True).artifacts[0]
+    assert [test.label for test in longer.planned] == ["pp128", "pp512", "tg128"]
+    assert longer.settings.ctx == 1000
+    deep = efficli.bench([tiny], depth=(0, 200), dry_run=True).artifacts[0]
+    assert [test.label for test in deep.planned] == [
+        "pp128", "pp256", "tg128", "pp56 @ d200", "tg56 @ d200",
+    ]  # fmt: skip
+
+
+def test_only_what_was_asked_for(tiny):
+    assert labels(efficli.bench([tiny], **QUICK | {"n_prompt": (0,)})) == [["tg8"]]
+    assert labels(efficli.bench([tiny], **QUICK | {"n_gen": (0,), "n_prompt": (3, 3, 5)})) == [["pp3", "pp5"]]
+
+
+def test_an_embedding_model_is_measured_as_far_as_it_goes(tmp_path):
+    (tmp_path / "s.yaml").write_text(SCENARIO)
+    path = write_encoder(tmp_path / "e.gguf")
+    result = efficli.bench([path], **QUICK | {"depth": (0, 9)}, scenarios=(str(tmp_path / "s.yaml"),))
+    [one] = result.artifacts
+    assert (labels(result), one.failure, one.scenarios) == ([["pp24"]], None, [])
+    assert one.notes == ["an embedding model: it reads and does not write, so there is no decode speed and scenarios"]
+    assert one.model.generates is False
+
+
+@pytest.mark.parametrize("write", [write_windowed, write_recurrent])
+def test_windows_and_states_are_measured_at_a_depth(write, tmp_path):
+    result = efficli.bench([write(tmp_path / "m.gguf")], **QUICK | {"depth": (100,)})
+    assert codes(result) == [None]
+    assert labels(result) == [["pp24 @ d100", "tg8 @ d100"]]
+
+
+def test_all_files_of_a_directory(tiny, tmp_path):
+    for name in ("b", "a"):
+        shutil.copy(tiny, tmp_path / f"{name}.gguf")
+    (tmp_path / "README.md").write_text("x")
+    result = efficli.bench(tmp_path, **QUICK)
+    assert [Path(one.path).name for one in result.artifacts] == ["a.gguf", "b.gguf"]
+    assert labels(result) == [["pp24", "tg8"]] * 2
+
+
+# failures
+
+
+def test_one_that_fails_does_not_stop_the_others(tiny, tmp_path):
+    (tmp_path / "text.gguf").write_text("not a model, and long enough for a header of one")
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-5000])
+    (tmp_path / "empty").mkdir()
+    write_tiny(tmp_path / "arch.gguf", arch="nosuch")
+    write_tiny(tmp_path / "lacks.gguf", without="blk.1.ffn_up.weight")
+    names = ("text.gguf", "cut.gguf", "arch.gguf", "lacks.gguf", "absent.gguf", "empty")
+    result = efficli.bench([*(tmp_path / name for name in names), tiny], **QUICK)
+    assert codes(result) == [1, 1, 5, 1, 1, 1, None]
+    lines = [one.failure.line for one in result.artifacts[:-1]]
+    for line, words in zip(
+        lines,
+        ("not a GGUF", "past the file", "unknown model architecture: 'nosuch'", "'blk.1.ffn_up.weight' not found",
+         "no such file or directory", "no .gguf file in it"),
+        strict=True,
+    ):  # fmt: skip
+        assert words in line
+        assert "\n" not in line
+    assert all(name in line for name, line in zip(names, lines, strict=True))
+    assert labels(result)[-1] == ["pp24", "tg8"]
+    assert json.loads(json.dumps(result.to_json()))["artifacts"][2]["error"]["code"] == 5
+
+
+def test_memory_and_time_that_do_not_suffice(tiny, tmp_path):
+    large = write_tiny(tmp_path / "large.gguf", vocab=300_000)  # 77 MB
+    small = efficli.bench([large, tiny], **QUICK, memory_limit=75_000_000)
+    assert codes(small) == [4, None]
+    assert re.search(
+        r"out of memory while loading large\.gguf: \d+ MB of its own and \d+ MB of files, the limit is 75 MB",
+        small.artifacts[0].failure.line,
+    )
+    short = efficli.bench([tiny], **QUICK, time_limit=0.001)
+    assert codes(short) == [4]
+    assert short.artifacts[0].failure.line.endswith("took more than 0.001 s, and was stopped")
+    assert "--time-limit" in short.artifacts[0].failure.hint
+
+
+def test_a_prompt_longer_than_a_context_is_that_files_failure(tiny, tmp_path):
+    longer = write_encoder(tmp_path / "longer.gguf")  # 512 positions, the other has 256
+    result = efficli.bench([tiny, longer], **QUICK | {"n_prompt": (300,)})
+    assert codes(result) == [2, None]
+    failure = result.artifacts[0].failure
+    assert "a prompt of 300 tokens is longer than the context of 256" in failure.line
+    assert failure.hint == "--ctx-size 300 measures it all the same"
+    assert labels(result)[1] == ["pp300"]
+    deep = efficli.bench([tiny], **QUICK | {"n_prompt": None}, depth=(256,))
+    assert "a depth of 256 leaves no room in the context of 256" in deep.artifacts[0].failure.line
+
+
+def test_a_cache_type_that_does_not_fit_the_file(tiny):
+    """Heads of 8 do not fill a block of 32."""
+    result = efficli.bench([tiny], **QUICK, cache_type_k="q8_0")
+    assert codes(result) == [5]
+    assert "\n" not in result.artifacts[0].failure.line
+
+
+# what makes no sense
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"threads": (0,)}, "--threads 0, expected a number from 1"),
+    ({"n_prompt": (-1, 5)}, "--n-prompt -1,5, expected numbers from 0"),
+    ({"n_gen": ()}, "--n-gen '', expected a number"),
+    ({"depth": (-1,)}, "--depth -1"),
+    ({"ctx": 0}, "--ctx-size 0"),
+    ({"ctx": 16}, None),
+    ({"repetitions": 4}, "--repetitions 4, expected 5 or more"),
+    ({"max_repetitions": 4}, "--max-repetitions 4 is less than --repetitions 5"),
+    ({"cache_type_k": "q9"}, "--cache-type-k 'q9' is no type of the KV cache"),
+    ({"cache_type_v": "q8_0", "flash_attn": "off"}, "needs flash attention"),
+    ({"flash_attn": "maybe"}, "--flash-attn 'maybe'"),
+    ({"time_limit": 0}, "--time-limit 0"),
+    ({"memory_limit": 0}, "--memory-limit 0"),
+    ({"text": "x"}, "--text without --base"),
+    ({"targets": ("pi9",)}, "pi9"),
+    ({"scenarios": ("chatt",)}, "no such scenario: chatt"),
+    ({"compare": True}, "--compare takes two artifacts or more"),
+    ({"compare": True, "scenarios": ("chat",)}, "--compare and --scenario"),
+    ({"power_command": "/no/such/meter"}, "'/no/such/meter' cannot be run"),
+    ({"power_command": "echo much"}, "printed 'much', expected watts"),
+])  # fmt: skip
+def test_usage_errors_come_before_anything_runs(tiny, options, words):
+    result = BenchResult(machine={})
+    if words is None:  # one file's trouble
+        assert "longer than the context of 16" in efficli.bench([tiny], **QUICK | options).artifacts[0].failure.line
+        return
+    with pytest.raises(UsageError, match=re.escape(words)):
+        efficli.bench([tiny], **QUICK | options, into=result)
+    assert not any(one.is_measured for one in result.artifacts)
+
+
+def test_no_artifact_and_a_base_that_is_not_there(tiny, text):
+    with pytest.raises(UsageError, match="no artifact to measure"):
+        efficli.bench([])
+    result = BenchResult(machine={})
+    with pytest.raises(CheckpointError, match="no such file or directory") as caught:
+        efficli.bench([tiny], **QUICK, base="/absent/base.gguf", into=result)
+    assert caught.value.where == "/absent/base.gguf"
+    with pytest.raises(CheckpointError, match="no such text"):
+        efficli.bench([tiny], **QUICK, base=str(tiny), text=text.parent / "none.txt", into=result)
+    assert not any(one.is_measured for one in result.artifacts)
+
+
+# in turns
+
+
+def test_those_that_take_turns_run_the_same_tests(tiny, tmp_path):
+    """Lengths by default are those of the shortest context, and an embedding model takes part as far as it can."""
+    longer = write_encoder(tmp_path / "longer.gguf")
+    plain = {"threads": (1,), "starts": False, "patience": 0.0}
+    result = efficli.bench([longer, tiny], **plain, compare=True)
+    assert labels(result) == [["pp128", "pp256"]] * 2
+    assert [one.notes[-1] for one in result.artifacts] == [
+        "pp512 left out: not all of these artifacts can do it",
+        "tg128 left out: not all of these artifacts can do it",
+    ]
+    assert [(one.test.label, one.first, one.other) for one in result.comparisons] == [
+        (label, str(longer), str(tiny)) for label in ("pp128", "pp256")
+    ]
+    assert [one.settings.ctx for one in result.artifacts] == [256, 256]
+    with pytest.raises(UsageError, match="no test that all of these artifacts can do"):
+        efficli.bench([longer, tiny], **plain, compare=True, depth=(9,))
+
+
+def test_in_turns_too_a_failure_is_one_line_and_predictions_know_the_memory(tiny, tmp_path):
+    other = shutil.copy(tiny, tmp_path / "other.gguf")
+    result = efficli.bench(
+        [tmp_path / "absent.gguf", tiny, other], **QUICK, compare=True, targets=("pi5-8g",), repetitions=6
+    )
+    assert codes(result) == [1, None, None]
+    assert [(one.first, one.other) for one in result.comparisons] == [(str(tiny), str(other))] * 2
+    assert all(one.predictions[0].memory.anon_known for one in result.artifacts[1:])
+    [alone] = efficli.bench([tmp_path / "absent.gguf", tiny], **QUICK, compare=True).artifacts[1:]
+    assert len(alone.tests) == 2
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(("compare", "word"), [(False, "speed"), (True, "in turns")])
+def test_an_interrupt_leaves_what_was_measured(tiny, tmp_path, compare, word):
+    other = shutil.copy(tiny, tmp_path / "other.gguf")
+    result = BenchResult(machine={})
+    step = 3 if compare else 13  # the first artifact has ten steps
+    with pytest.raises(KeyboardInterrupt):
+        efficli.bench(
+            [tiny, other],
+            **QUICK | {"max_repetitions": 5},
+            compare=compare,
+            into=result,
+            progress=Interrupting(word, step, interrupt),
+        )
+    assert result.interrupted
+    assert result.seconds > 0
+    measured = [[told.rate.estimate.n for told in one.tests] for one in result.artifacts]
+    assert measured == ([[2, 1], [2, 1]] if compare else [[5, 5], [2, 1]])
+    assert [one.ratios.estimate.n for one in result.comparisons] == ([2, 1] if compare else [])
+    told = json.loads(json.dumps(result.to_json()))
+    assert told["interrupted"] is True
+    assert len(told["results"]) == 4
+    assert children() == set()
+
+
+# energy
+
+
+def test_a_meter_that_ends_on_the_way_costs_its_figures_only(tiny, tmp_path):
+    command = (
+        f'"{sys.executable}" -c "print(5, flush=True); import time; time.sleep(0.3); raise SystemExit(\'broken\')"'
+    )
+
+    class Waiting(Silent):
+        """Until the meter has failed."""
+
+        def start(self, task: str, total: float, unit: str = "") -> None:
+            if "speed" in task:
+                import time
+
+                time.sleep(1.5)
+
+    result = efficli.bench([tiny], **QUICK, power_command=command, progress=Waiting())
+    [one] = result.artifacts
+    assert (one.failure, labels(result)) == (None, [["pp24", "tg8"]])
+    assert all(told.energy is None for told in one.tests)
+    assert any("broken" in note for note in one.notes)
+    assert one.energy_source.startswith("power command: ")
+
+
+def test_joules_of_a_command_that_says_five_watts(tiny):
+    result = efficli.bench(
+        [tiny], **QUICK | {"n_prompt": (200,)}, power_command="sh -c 'while echo 5; do sleep 0.01; done'"
+    )
+    for told in result.artifacts[0].tests:
+        seconds = sorted(told.samples_ns)[len(told.samples_ns) // 2] / 1e9
+        assert told.energy.estimate.median == pytest.approx(5 * seconds / told.test.tokens, rel=0.1)
+
+
+# quality and gates
+
+
+def publish(folder: Path, path: Path, **certificate) -> Path:
+    """An artifact of one file, with what its certificate says."""
+    figures = {"kld_mean": 0.02, "top1_agreement": 0.9}
+    made = Certificate(
+        artifact=path.name,
+        origin="pico",
+        kind="divergence",
+        rows=(Row("all", 100, 2, figures),),
+        **certificate,
+    )
+    with draft(folder, inputs=[], needs_bytes=0, force=False) as files:
+        shutil.copy(path, files.path / path.name)
+        entry = {"path": path.name, "certificate": made.to_json()}
+        files.commit({"tool": {"name": "efficli"}, "artifacts": [entry]}, {})
+    return folder
+
+
+def test_gates_hold_against_the_certificate_of_an_artifact(tiny, tmp_path):
+    folder = publish(tmp_path / "artifact", tiny)
+
+    def failure(**gates):
+        [one] = efficli.bench(folder, **QUICK, **gates).artifacts
+        assert len(one.tests) == 2
+        assert (one.quality.kld_mean, one.quality.top1_agreement, one.quality.origin) == (0.02, 0.9, "pico")
+        return one.failure
+
+    assert failure() is None
+    assert failure(max_kld=0.02, min_top1=0.9, max_bytes=tiny.stat().st_size) is None
+    assert (failure(max_kld=0.019).code, failure(max_kld=0.019).message) == (
+        3,
+        "mean KL divergence 0.020000, at most 0.019 wanted",
+    )
+    assert failure(min_top1=0.91).message == "top-1 agreement 0.9000, at least 0.91 wanted"
+    small = failure(max_bytes=1000)
+    assert (small.code, "at most 1 kB wanted" in small.message) == (4, True)
+
+
+def test_a_gate_without_a_certificate_is_not_met(tiny, tmp_path):
+    bare = shutil.copy(tiny, tmp_path / "bare.gguf")
+    other = publish(tmp_path / "artifact", tiny)
+    (other / tiny.name).write_bytes(write_encoder(tmp_path / "e.gguf").read_bytes())  # no longer what was certified
+    absent = publish(tmp_path / "absent", tiny, status="origin absent")
+    result = efficli.bench([bare, other, absent], **QUICK, max_kld=1.0)
+    assert codes(result) == [3, 3, 3]
+    for one in result.artifacts:
+        assert one.failure.message == "no KL divergence is known of it, and a gate asks for one"
+        assert one.failure.hint == "--base MODEL measures it"
+        assert one.tests
+
+
+def test_a_manifest_of_another_version_is_no_certificate(tiny, tmp_path):
+    folder = publish(tmp_path / "artifact", tiny)
+    manifest = json.loads((folder / "efficli.json").read_text())
+    manifest["artifacts"][0]["certificate"]["schema_version"] = 99
+    (folder / "efficli.json").write_text(json.dumps(manifest))
+    [one] = efficli.bench(folder, **QUICK).artifacts
+    assert (one.failure, one.quality) == (None, None)
+
+
+def test_quality_is_measured_against_a_base(spoken, text, tmp_path):
+    """For each what is its own: a model that the base cannot be compared with fails alone."""
+    stranger = write_encoder(tmp_path / "e.gguf")
+    result = efficli.bench(
+        [spoken["Q4_0"], stranger, spoken["F32"]], **QUICK, base=str(spoken["F32"]), text=text, max_kld=1e-3
+    )
+    rough, other, same = result.artifacts
+    assert rough.quality.kld_mean > 1e-3 > same.quality.kld_mean
+    assert same.quality.top1_agreement > 0.95
+    assert (rough.failure.code, same.failure) == (3, None)
+    assert other.failure is not None
+    assert [bool(one.tests) for one in result.artifacts] == [True] * 3
+
+
+# the cache
+
+
+@pytest.mark.parametrize("types", [("f16", "f16"), ("f32", "bf16"), ("q8_0", "q4_0"), ("q5_1", "iq4_nl")])
+def test_bytes_of_the_cache_are_what_llama_cpp_says(spoken, types):
+    path, ctx = spoken["F32"], 65536
+    stock = StockContext(cache_type_k=types[0], cache_type_v=types[1], flash_attn="on")
+    with captured_log() as log, LlamaFile(path, ctx=ctx, threads=1, stock=stock):
+        pass
+    sizes = [match for line in log if (match := re.search(r"size = +([\d.]+) MiB \( *(\d+) cells", line.text))]
+    [(size, cells)] = [match.groups() for match in sizes]
+    assert int(cells) == ctx
+    found = cache_bytes_per_token(read_gguf(path).metadata, *types)
+    assert found * ctx == pytest.approx(float(size) * 2**20, rel=1e-3)
+
+
+def test_bytes_of_the_cache_of_other_models(tmp_path):
+    windowed = read_gguf(write_windowed(tmp_path / "w.gguf")).metadata
+    assert cache_bytes_per_token(windowed, "f16", "f32") == 2 * 2 * 8 * (2 + 4)  # layers x heads x width
+    for write in (write_recurrent, write_encoder):
+        metadata = read_gguf(write(tmp_path / "m.gguf")).metadata
+        assert cache_bytes_per_token(metadata, "f16", "f16") == 0
