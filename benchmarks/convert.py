@@ -17,6 +17,7 @@ what all benchmarks share.
 from __future__ import annotations
 
 import functools
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -206,9 +207,10 @@ def compare(runs: dict[str, Any], types: list[str], rounds: int) -> tuple[list[L
             limits.append(Limit(name=f"{part}/{kind}: CPU time", found=cpu, most=LIMITS[part].get(kind)))
             limits.append(Limit(name=f"{part}/{kind}: peak memory", found=rss, most=PEAK_LIMIT))
             out[f"{part}/{kind}"] = {"cpu_ratio": rounded(cpu), "peak_rss_ratio": rounded(rss)}
-        if f"half/proper/{kind}" in runs and f"0/proper/{kind}" in runs:
-            full, half = (runs[f"{n}/proper/{kind}"]["peak_rss_bytes"] for n in ("0", "half"))
-            out[f"memory/{kind}"] = {"peak_rss_bytes": full, "of_half_the_model": half, "ratio": round(full / half, 3)}
+        full = [runs[name]["peak_rss_bytes"] for n in range(rounds) if (name := f"{n}/proper/{kind}") in runs]
+        if full and f"half/proper/{kind}" in runs:
+            peak, half = statistics.median(full), runs[f"half/proper/{kind}"]["peak_rss_bytes"]
+            out[f"memory/{kind}"] = {"peak_rss_bytes": peak, "of_half_the_model": half, "ratio": round(peak / half, 3)}
     return limits, out
 
 
