@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from efficli.ops.llama import LlamaFile, StockContext
 from efficli.ops.llama_clock import LlamaClock
 from efficli.ops.llama_log import llama_cpp
+from efficli.ops.llama_model import LlamaModel, StockContext
 from efficli.progress import Progress
 
 
@@ -34,7 +34,7 @@ class Session:
             ubatch=settings["ubatch"],
         )
         self._settings = settings
-        self._file: LlamaFile | None = None
+        self._file: LlamaModel | None = None
         self._clock: LlamaClock | None = None
 
     def __call__(self, request: dict[str, Any]) -> Any:
@@ -51,7 +51,7 @@ class Session:
     def do_load(self, request: dict[str, Any]) -> dict[str, int]:
         """Open the file; when the library was there and how long the load took, nanoseconds of the monotonic clock."""
         began = time.monotonic_ns()
-        file = LlamaFile(
+        file = LlamaModel(
             self._path,
             ctx=self._settings["ctx"],
             threads=self._threads,
@@ -109,5 +109,5 @@ class Session:
         }
 
 
-def _special(file: LlamaFile, token: int | None) -> str:
+def _special(file: LlamaModel, token: int | None) -> str:
     return "" if token is None else file.piece(token, special=True).decode("utf-8", "replace")

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efficli.errors import UnsupportedError
-from efficli.ops.ggml import TYPE_IDS, library_path
+from efficli.ops.ggml import library_path
+from efficli.ops.ggml_types import TYPE_IDS
 from efficli.progress import Progress
 
 TYPE_COUNT = 43

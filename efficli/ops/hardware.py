@@ -20,7 +20,8 @@ def cpu_name(proc: Path = Path("/proc")) -> str:
     for line in text.splitlines():
         name, _, value = line.partition(":")
         found.setdefault(name.strip(), " ".join(value.split()))
-    return next((found[name] for name in _NAMES if found.get(name)), platform.processor() or platform.machine())
+    named = next((found[name] for name in _NAMES if found.get(name)), None)
+    return named or platform.processor() or platform.machine()  # `processor` starts a process on Linux
 
 
 def usable_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import random
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
-import numpy as np
-
 from efficli.errors import EffiError, UnsupportedError, UsageError
-from efficli.ops.llama import LlamaFile
 from efficli.ops.llama_log import complaint, recent_log
+from efficli.ops.llama_model import LlamaModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class LlamaClock:
     The cache keeps what it holds of the stream, so that a test at a depth need not read the depth again.
     """
 
-    def __init__(self, file: LlamaFile, seed: int = 0) -> None:
+    def __init__(self, file: LlamaModel, seed: int = 0) -> None:
         self.file = file
         self._lib, self._context = file.library, file.context
-        generator = np.random.default_rng(seed)
-        stream = generator.integers(0, file.vocab_size, file.ctx, dtype=np.int32)
+        generator = random.Random(seed)
+        stream = (ctypes.c_int32 * file.ctx)(*(generator.randrange(file.vocab_size) for _ in range(file.ctx)))
         if file.add_bos and file.bos is not None:
             stream[0] = file.bos
         self.stream = stream
@@ -76,7 +75,7 @@ class LlamaClock:
         decode, synchronize, context = self._lib.llama_decode, self._lib.llama_synchronize, self._context
         one = (ctypes.c_int32 * 1)()
         batch = self._lib.llama_batch_get_one(one, 1)
-        tokens = self.stream[depth : depth + n].tolist()
+        tokens = self.stream[depth : depth + n]
         marks = [perf_counter_ns()]
         for token in tokens:
             one[0] = token
@@ -105,13 +104,13 @@ class LlamaClock:
                 f"a prompt of {len(ids)} tokens and {n} to write are longer than the context of {self.file.ctx}",
                 where=str(self.file.path),
             )
-        self._decode(np.asarray(ids, np.int32))
+        self._decode((ctypes.c_int32 * len(ids))(*ids), 0, len(ids))
         tokens = [self._choose()]
         first = perf_counter_ns()
-        one, marks = np.empty(1, np.int32), [first]
+        one, marks = (ctypes.c_int32 * 1)(), [first]
         for _ in range(n - 1):
             one[0] = tokens[-1]
-            self._decode(one)
+            self._decode(one, 0, 1)
             tokens.append(self._choose())
             marks.append(perf_counter_ns())
         spent = tuple(after - before for before, after in itertools.pairwise(marks))
@@ -150,16 +149,16 @@ class LlamaClock:
         self._held = depth
 
     def _read(self, start: int, stop: int) -> None:
-        for at in range(start, stop, self.file.batch):
-            self._decode(self.stream[at : min(at + self.file.batch, stop)])
+        self._decode(self.stream, start, stop)
 
-    def _decode(self, ids: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        batch = self.file.batch
-        for at in range(0, len(ids), batch):
-            part = np.ascontiguousarray(ids[at : at + batch])
-            pointer = part.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(pointer, len(part))):
-                raise self._failure(len(part))
+    def _decode(self, ids: ctypes.Array[ctypes.c_int32], start: int, stop: int) -> None:
+        """Read ids[start:stop] after what the cache holds."""
+        size = ctypes.sizeof(ctypes.c_int32)
+        for at in range(start, stop, self.file.batch):
+            n = min(self.file.batch, stop - at)
+            first = ctypes.cast(ctypes.byref(ids, at * size), ctypes.POINTER(ctypes.c_int32))
+            if self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(first, n)):
+                raise self._failure(n)
 
     def _embed(self, n: int) -> tuple[int, int]:
         """An embedding model reads n tokens and pools them."""
@@ -167,7 +166,7 @@ class LlamaClock:
         batch = lib.llama_batch_init(n, 0, 1)
         try:
             batch.n_tokens = n
-            for i, token in enumerate(ids.tolist()):
+            for i, token in enumerate(ids):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, True
                 batch.seq_id[i][0] = 0
             began = perf_counter_ns()

@@ -11,9 +11,9 @@ from efficli.bench.gguf_engine import GgufFile
 from efficli.bench.rounds import Effort
 from efficli.bench.scenario import Scenario
 from efficli.checkpoint.locate import EMBEDDED
-from efficli.errors import CheckpointError, UsageError, did_you_mean
+from efficli.errors import CheckpointError, UnsupportedError, UsageError, did_you_mean
 from efficli.export.gguf.parse import GgufHeader, read_gguf
-from efficli.ops.llama import available_threads
+from efficli.ops.llama_model import available_threads
 
 N_PROMPT, N_GEN, DEPTH = (128, 512), (128,), (0,)
 """Lengths that are measured by default, in tokens; shortened for a model with a shorter context."""
@@ -24,6 +24,8 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 _UNQUANTIZED = ("f32", "f16", "bf16")
 _FLASH = ("auto", "on", "off")
 _EXPECTED = "give what `efficli export` wrote, or a .gguf file"
+MOST_THREADS = 512
+"""GGML_MAX_N_THREADS."""
 LEAST = 5
 """Repeats below which no interval says anything."""
 
@@ -47,6 +49,8 @@ class BenchRequest:
     def check(self) -> None:
         """UsageError for what makes no sense for any model."""
         _numbers(self.threads, "--threads", 1)
+        if self.threads and max(self.threads) > MOST_THREADS:
+            raise UsageError(f"--threads {max(self.threads)}, expected at most {MOST_THREADS}, as ggml does")
         _numbers(self.n_prompt, "--n-prompt", 0)
         _numbers(self.n_gen, "--n-gen", 0)
         _numbers(self.depth, "--depth", 0)
@@ -144,8 +148,12 @@ class BenchFile:
 
 
 def open_file(path: Path) -> BenchFile:
-    """Read the header of a GGUF file; CheckpointError for what is none, or is cut short."""
+    """Read the header of a GGUF file; CheckpointError for what is none or is cut short, UnsupportedError for a part."""
     header = read_gguf(path)
+    parts = header.metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        hint = "llama-gguf-split --merge FIRST OUT makes one file of them"
+        raise UnsupportedError(f"is one of {parts} parts of a model, expected a whole one", where=path.name, hint=hint)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointError("names no architecture", where=path.name)

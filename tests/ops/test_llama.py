@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +201,33 @@ def test_log_lines_are_joined() -> None:
     log.hear(5, "done\n")
     assert heard == [LogLine(2, "loading ..."), LogLine(2, "next: done")] == list(log.lines)
     assert complaint([LogLine(ERROR, "llama_model_load_from_file_impl: failed to load model")], "nothing") == "nothing"
+
+
+def test_a_process_that_measures_loads_the_library_and_little_else() -> None:
+    """Numpy, its threads and jinja2 would be in the memory, the start and the speed of what is measured."""
+    code = (
+        "import sys, efficli.bench.gguf_session\n"
+        "from efficli.ops.llama_log import llama_cpp\n"
+        "llama_cpp(stock=True).llama_print_system_info()\n"
+        "print(sorted({'numpy', 'jinja2', 'pydantic', 'rich', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("own", ["", "GOMP_SPINCOUNT=7", "OMP_WAIT_POLICY=active"])
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(own: str) -> None:
+    """And no child that measures inherits it."""
+    code = (
+        "import os\n"
+        "from efficli.ops.llama_log import llama_cpp\n"
+        "llama_cpp(); print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment |= dict([own.split("=")]) if own else {}
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    name, _, value = own.partition("=")
+    assert done.stdout.split() == [value if name == word else "None" for word in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")]
+    if name != "OMP_WAIT_POLICY":
+        assert f"GOMP_SPINCOUNT = '{value or 1000}'" in done.stderr

@@ -12,7 +12,8 @@ from efficli.checkpoint import Checkpoint
 from efficli.errors import CheckpointError
 from efficli.export.gguf.layout import OutTensor
 from efficli.export.gguf.types import TypeChoice
-from efficli.ops.ggml import TYPE_IDS, row_bytes
+from efficli.ops.ggml import row_bytes
+from efficli.ops.ggml_types import TYPE_IDS
 
 _BY_ROWS = ("copy", "permute", "stack")
 """Transforms that only move whole rows, and with them the rows of blocks."""

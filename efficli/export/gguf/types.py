@@ -23,7 +23,8 @@ from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, u32
 from efficli.ops.child import run_child
 from efficli.ops.dry_run import Question
-from efficli.ops.ggml import TYPE_IDS, block_size, numbered, row_bytes
+from efficli.ops.ggml import block_size, row_bytes
+from efficli.ops.ggml_types import TYPE_IDS, numbered
 from efficli.ops.storage import writing
 
 FILE_TYPES: Mapping[str, int] = numbered(
