@@ -153,7 +153,7 @@ class Terminal:
             table.add_row(*(Text(cell) for cell in row))  # not markup: [b] may be part of a name
         console = self._console_of(sys.stdout) if is_data else self.console
         with console.capture() as drawn:  # rich would end the process where the reader has gone
-            console.print(Text(f"\n{title}", style="bold"))
+            console.print(Text(title if is_data else f"\n{title}", style="bold"))
             console.print(table)
         (self.text if is_data else self._write)(drawn.get())
 
@@ -206,20 +206,20 @@ def _bar(total: float, unit: str, color: bool, still: bool) -> Bar:
 
     console = Console(stderr=True, no_color=not color, highlight=False)
     console.width = max(console.width - len("^C "), 20)  # what the terminal echoes must not begin a line of its own
-    described = progress.TextColumn("{task.description}", markup=False)
+    columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}", markup=False)]
+    columns.append(progress.BarColumn())
     if not unit:
-        elapsed = progress.TimeElapsedColumn()
-        columns: tuple[progress.ProgressColumn, ...] = (described, progress.BarColumn(), elapsed)
-        return progress.Progress(*columns, console=console, transient=True, auto_refresh=not still)
-    amount: tuple[progress.ProgressColumn, ...]
-    if unit in ("B", "bytes"):
-        amount = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+        columns.append(progress.TimeElapsedColumn())
+    elif unit in ("B", "bytes"):
+        columns += [progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn()]
     elif total < 100_000:
-        amount = (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}"))
+        columns += [progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[unit]}")]
     else:  # two numbers of nine digits say less
-        amount = (progress.TaskProgressColumn(), progress.TextColumn("of {task.total:,.0f} {task.fields[unit]}"))
-    columns = (described, progress.BarColumn(), *amount, progress.TimeRemainingColumn())
-    return progress.Progress(*columns, console=console, transient=True, auto_refresh=not still)
+        columns += [progress.TaskProgressColumn(), progress.TextColumn("of {task.total:,.0f} {task.fields[unit]}")]
+    if unit:
+        columns.append(progress.TimeRemainingColumn())
+    # stdout is left alone: rich would send data to stderr, where the bar is
+    return progress.Progress(*columns, console=console, transient=True, auto_refresh=not still, redirect_stdout=False)
 
 
 def _beside(titles: Sequence[str], texts: Sequence[str]) -> Table:

@@ -19,6 +19,7 @@ from efficli.bench.rows import to_csv, to_jsonl
 from efficli.bench.wording import conditions, test_words
 from efficli.console import Terminal, size
 from efficli.errors import EffiError, MissingExtra, OutputError, UsageError
+from efficli.interrupt import discard
 
 if TYPE_CHECKING:
     from efficli.bench.figures import ArtifactResult
@@ -142,6 +143,7 @@ class BenchView:
         """Show what there is; whether there was anything."""
         if not any(artifact.is_measured for artifact in result.artifacts):
             return False
+        self.terminal.finish()
         self._show(result)
         return True
 
@@ -151,7 +153,10 @@ class BenchView:
         if dry_run:
             self._show_plan(result)
         else:
-            self._show(result)
+            try:
+                self._show(result)
+            except BrokenPipeError:  # nobody reads on, but what failed still has its line and its exit code
+                discard(1)
             if self.chart is not None and not (failures and not any(artifact.tests for artifact in result.artifacts)):
                 failures += self._draw(result, self.chart)
         for failure in dict.fromkeys(failures):
@@ -182,7 +187,7 @@ class BenchView:
         else:
             for title, columns, rows in report_tables(result):
                 terminal.table(title, columns, rows, is_data=True)
-            terminal.text("\n")
+                terminal.text("\n")
             terminal.prose(footnotes(result))
 
     def _show_plan(self, result: BenchResult) -> None:
@@ -190,15 +195,15 @@ class BenchView:
         if self.terminal.as_json:
             self.terminal.data(result.to_json())
         elif planned:
-            rows = [[artifact.path, line] for artifact in planned for line in _planned(artifact)]
-            self.terminal.table("Would measure", ("artifact", "what"), rows, is_data=True)
-            self.terminal.text("\n")
+            self.terminal.prose(
+                f"would measure {artifact.path}: {', '.join(_planned(artifact))}" for artifact in planned
+            )
             self.terminal.prose([conditions(result)])
 
 
 def _planned(artifact: ArtifactResult) -> Iterator[str]:
     if artifact.planned_starts:
-        yield "starts, cold and warm"
+        yield "cold and warm starts"
     varied = len({test.threads for test in artifact.planned}) > 1
     yield from (test_words(test, threads=varied) for test in artifact.planned)
     yield from (f"scenario {name}" for name in artifact.planned_scenarios)

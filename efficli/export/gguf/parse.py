@@ -52,8 +52,8 @@ def read_gguf(path: Path) -> GgufHeader:
         raise CheckpointError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
 
 
-def _error(path: Path, message: str) -> CheckpointError:
-    return CheckpointError(message, where=path.name)
+def _error(path: Path, message: str, *, is_cut: bool = False) -> CheckpointError:
+    return CheckpointError(message, where=path.name, hint="copy or make the whole file again" if is_cut else None)
 
 
 class _Cursor:
@@ -94,7 +94,7 @@ class _Cursor:
             raise _error(self.path, f"tensor '{name}' has an unknown type ({number}) or shape {shape}") from None
         past = offset + nbytes - self.size
         if past > 0:
-            raise _error(self.path, f"tensor '{name}' ends {past} byte{'s' * (past > 1)} past the file")
+            raise _error(self.path, f"tensor '{name}' ends {past} byte{'s' * (past > 1)} past the file", is_cut=True)
         return PlacedTensor(kind, shape, offset, nbytes)
 
     def info(self) -> tuple[str, tuple[int, ...], int, int]:
@@ -134,7 +134,7 @@ class _Cursor:
     def take(self, form: str) -> tuple[Any, ...]:
         end = self.at + struct.calcsize(form)
         if end > self.size:
-            raise _error(self.path, "damaged: it ends within its header")
+            raise _error(self.path, "damaged: it ends within its header", is_cut=True)
         values = struct.unpack_from(form, self.data, self.at)
         self.at = end
         return values
