@@ -46,7 +46,7 @@ class Peers:
     """The two programs and the files that both read."""
 
     def __init__(self, bench: Benchmark, models: list[str], build: Path | None) -> None:
-        self.folder = bench.folder
+        self.bench, self.folder = bench, bench.folder
         self.environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         # both see the machine alike: neither the number of threads nor their way of waiting is the user's
         for name in [name for name in self.environment if name.startswith(("OMP_", "GOMP_", "GGML_"))]:
@@ -72,14 +72,15 @@ class Peers:
             subprocess.run([*command, "--no-certificate", "--quiet"], check=True, stdout=subprocess.DEVNULL)
         return {name: next(out.glob(f"*-{kind}.gguf")) for kind, name in types.items()}
 
-    def steps(self, rounds: int, threads: list[int]) -> Iterator[Step]:
+    def steps(self, rounds: int, threads: list[int], wait: float) -> Iterator[Step]:
         """Whole rounds of all files, so that a benchmark that is cut short has pairs of each."""
         for number, sides in rounds_of_sides(rounds):
             for name, path in self.files.items():
                 for count in threads:
                     for side in sides:
                         run = functools.partial(self.run, side, path, count)
-                        yield Step(name=f"{number}/{name}/t{count}/{side}", run=run)
+                        quietly = functools.partial(self.bench.quietly, run, wait)
+                        yield Step(name=f"{number}/{name}/t{count}/{side}", run=quietly)
 
     def run(self, side: str, path: Path, threads: int) -> dict[str, Any]:
         """One process: nanoseconds of each repeat of both tests."""
@@ -156,10 +157,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 def about(result: dict[str, Any]) -> str:
     """What the figures are of."""
     n = result["comparisons"][0]["ratio"]["n"]
-    load = statistics.median(run["load1"] for run in result["runs"].values())
+    others = sorted(run["others_cores"] for run in result["runs"].values())
     return (
         f"Medians of n = {n} alternating pairs, {REPEATS} repeats in each run; in brackets the interval of the median "
-        f"ratio ({result['comparisons'][0]['ratio']['confidence']:.0%}). Median load of the machine {load:.1f}."
+        f"ratio ({result['comparisons'][0]['ratio']['confidence']:.0%}). Meanwhile other processes took "
+        f"{statistics.median(others):.2f} cores (median of the runs; most: {others[-1]:.2f})."
     )
 
 
@@ -170,12 +172,13 @@ def main() -> int:
     parser.add_argument("--threads", default="2,1")
     parser.add_argument("--models", default=",".join(FILES))
     parser.add_argument("--build", type=Path, help="folder of build_llama_bench.sh (WORK/llama-bench)")
+    parser.add_argument("--wait", type=float, default=20.0, help="seconds to wait for a quiet machine, each run")
     options = parser.parse_args()
     threads = [int(word) for word in options.threads.split(",")]
     build, options.build = options.build, None
     bench = Benchmark("llama_bench", QUESTION, options, "efficli", "llama-cpp-python", "numpy")
     peers = Peers(bench, options.models.split(","), build)
-    bench.run(list(peers.steps(options.rounds, threads)))
+    bench.run(list(peers.steps(options.rounds, threads, options.wait)))
     limits, comparisons = compare(bench.runs, options.rounds, threads)
     return bench.finish(limits, comparisons=comparisons)
 

@@ -46,6 +46,31 @@ def measure(
     return {**found, "peak_rss_bytes": usage.ru_maxrss * 1024} if memory else found
 
 
+class Others:
+    """The CPU time that processes other than this one and its children take, from here on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), busy_seconds(), own_seconds()
+
+    def cores(self) -> float:
+        """Mean number of cores that they kept busy since; a child counts as ours once it was waited for."""
+        wall, busy, own = self._began
+        return max(0.0, (busy_seconds() - busy - own_seconds() + own) / (time.monotonic() - wall))
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processes of this machine have taken: user, nice, system and interrupts, not steal."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    user, nice, system, _idle, _iowait, irq, softirq = fields[:7]
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def describe() -> dict[str, object]:
     """The class of machine, without its name."""
     flags: set[str] = set()

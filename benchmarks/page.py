@@ -67,7 +67,10 @@ def limits(found: list[dict[str, Any]]) -> list[str]:
     if not found:
         return ["No limit is set.", ""]
     broken = [limit for limit in found if not limit["holds"]]
+    doubtful = sum(limit["holds"] and not limit["sure"] for limit in found)
     lines = [f"{len(found) - len(broken)} of {len(found)} limits hold."]
+    if doubtful:
+        lines[0] += f" Of {doubtful} the interval reaches beyond the limit."
     for limit in broken:
         asked = " and ".join(
             f"{word} {limit[key]:g}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -29,6 +30,9 @@ RESULTS = HERE / "results"
 MINUTES = 60.0
 LIMIT_NOT_MET, OUT_OF_TIME, INTERRUPTED = 1, 4, 130
 """Exit codes."""
+QUIET_CORES = 0.15
+"""Cores that other processes may take while speed is measured."""
+_LOOK_S = 0.5
 _SHOWN = 8
 _NOT_CONDITIONS = ("work", "minutes", "results", "keep")
 
@@ -57,11 +61,20 @@ class Limit:
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
     @property
+    def sure(self) -> bool:
+        """Whether the median's whole interval is on the same side of the limit."""
+        low, high = -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
+        inside = low <= self.found.low and self.found.high <= high
+        outside = self.found.high < low or self.found.low > high
+        return inside if self.holds else outside
+
+    @property
     def line(self) -> str:
         """What a person reads."""
         found, told = self.found, [f"at least {self.least:g}"] if self.least is not None else []
         told += [f"at most {self.most:g}"] if self.most is not None else []
         asked, verdict = " and ".join(told), "holds" if self.holds else "NOT MET"
+        verdict += "" if self.sure else " (not sure: its interval reaches across)"
         return f"{verdict}: {self.name} {found.median:.3f} ({found.low:.3f} - {found.high:.3f}), {asked}, n = {found.n}"
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +85,7 @@ class Limit:
             "least": self.least,
             "most": self.most,
             "holds": self.holds,
+            "sure": self.sure,
         }
 
 
@@ -137,6 +151,28 @@ class Benchmark:
     ) -> dict[str, float]:
         """CPU and wall seconds of a command, and its peak `memory`; SystemExit where it fails. Its output is logged."""
         return machine.measure(list(command), log=self.log, environment=environment, memory=memory)
+
+    def quietly(self, run: Callable[[], dict[str, Any]], wait: float) -> dict[str, Any]:
+        """Run while others leave the machine alone: waited for, and run again where they did not, for `wait` seconds.
+
+        What decides is the CPU time that other processes took, never the figures. The last run counts, with
+        `others_cores` and the number of `attempts`: how far it was disturbed is told where the wait was in vain.
+        """
+        end, attempts, cores = time.monotonic() + wait, 0, math.inf
+        figures: dict[str, Any] = {}
+        while not attempts or (cores > QUIET_CORES and time.monotonic() < end):
+            self._wait_for_quiet(end)
+            others = machine.Others()
+            figures = run()
+            cores, attempts = others.cores(), attempts + 1
+        return {**figures, "others_cores": round(cores, 3), "attempts": attempts}
+
+    def _wait_for_quiet(self, end: float) -> None:
+        cores = math.inf
+        while cores > QUIET_CORES and time.monotonic() < end:
+            others = machine.Others()
+            time.sleep(_LOOK_S)
+            cores = others.cores()
 
     def run(self, steps: Sequence[Step]) -> None:
         """Measure what is missing, in this order, each run kept at once.
