@@ -31,6 +31,11 @@ def model(tmp_path_factory):
     return write_llama(tmp_path_factory.mktemp("readme") / "model", layers=1)
 
 
+WORKLOAD = ("-p", "-n", "-d", "-t", "-r")
+SHORT = ["-r", "5", "--max-repetitions", "5", "-p", "8", "-n", "4", "--no-starts"]
+"""For bench: what takes long, and what takes no time."""
+
+
 def test_there_are_commands():
     assert len(COMMANDS) >= 5
 
@@ -47,14 +52,21 @@ def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys)
         words = [str(model) if word in ("./SmolLM2-135M", "org/name", "reference") else word for word in words]
         if words[0] == "export" and "--dry-run" not in words:
             words += ["--no-certificate", "--force"]
-        for gate in ("--max-kld", "--min-top1", "--revision"):  # random weights meet no gate, a folder has no revision
-            if gate in words:
-                del words[words.index(gate) : words.index(gate) + 2]
-        if "--imatrix" in words:
-            del words[words.index("--imatrix") : words.index("--imatrix") + 2]
+        # random weights meet no gate, a folder has no revision
+        for option in (
+            "--max-kld",
+            "--min-top1",
+            "--revision",
+            "--imatrix",
+            *(WORKLOAD if words[0] == "bench" else ()),
+        ):
+            if option in words:
+                del words[words.index(option) : words.index(option) + 2]
+        files = [str(path) for path in sorted(Path("out").glob("*.gguf"))]
         if words[0] == "try":
-            files = sorted(Path("out").glob("*.gguf"))
-            words[1] = str(files[0])
+            words[1] = files[0]
+        if words[0] == "bench":
+            words += [*SHORT, *(files[:1] if "--compare" in words and len(files) < 2 else [])]
         assert cli.main(words) == 0, (line, capsys.readouterr().err)
 
 
