@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-MIB = 1 << 20
-
 
 class Terminal:
     """Where a command writes; it is also the `efficli.progress.Progress` that long work reports to.
@@ -232,11 +230,3 @@ def _beside(titles: Sequence[str], texts: Sequence[str]) -> Table:
         table.add_column(title, ratio=1, overflow="fold")
     table.add_row(*(Text(text) for text in texts))
     return table
-
-
-def size(num_bytes: float) -> str:
-    """Bytes as a person reads them: `1.25 MiB`."""
-    for unit, name in ((1 << 30, "GiB"), (MIB, "MiB"), (1 << 10, "KiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.2f} {name}"
-    return f"{num_bytes:.0f} B"

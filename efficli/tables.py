@@ -17,9 +17,10 @@ from efficli.bench.markdown import to_markdown
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.rows import to_csv, to_jsonl
 from efficli.bench.wording import conditions, test_words
-from efficli.console import Terminal, size
+from efficli.console import Terminal
 from efficli.errors import EffiError, MissingExtra, OutputError, UsageError
 from efficli.interrupt import discard
+from efficli.ops.byte_size import binary_bytes
 
 if TYPE_CHECKING:
     from efficli.bench.figures import ArtifactResult
@@ -61,7 +62,7 @@ def export_tables(result: ExportResult) -> Iterator[Table]:
 
 
 def _file(file: ExportedFile) -> list[str]:
-    return [file.name, file.type, size(file.nbytes), f"{file.bits_per_weight:.2f}"]
+    return [file.name, file.type, binary_bytes(file.nbytes), f"{file.bits_per_weight:.2f}"]
 
 
 def _certificate(file: ExportedFile) -> Certificate:

@@ -131,15 +131,15 @@ def test_memory_that_does_not_suffice(capsys):
     code, out, err = run(capsys, "tiny.gguf", *QUICK, "--memory-limit", "20MiB")
     assert (code, out) == (4, "")
     assert re.fullmatch(
-        r"error: out of memory while (running|loading) tiny\.gguf: \d+ MB of its own and \d+ MB of files, the limit is "
-        r"21 MB\nhint: a smaller type, a shorter context \(-c\), or a larger --memory-limit\n",
+        r"error: out of memory while (running|loading) tiny\.gguf: [\d.]+ MiB of its own and [\d.]+ MiB of files, "
+        r"the limit is 20\.00 MiB\nhint: a smaller type, a shorter context \(-c\), or a larger --memory-limit\n",
         err,
     )
 
 
 def test_gates_come_after_the_figures(capsys):
     code, out, err = run(capsys, "tiny.gguf", *QUICK, "--max-bytes", "4kB")
-    assert (code, err) == (4, "error: tiny.gguf: 101 kB, at most 4 kB wanted\n")
+    assert (code, err) == (4, "error: tiny.gguf: 98.25 KiB, at most 3.91 KiB wanted\n")
     assert "Decode" in out
     code, out, err = run(capsys, "tiny.gguf", *QUICK, "--max-kld", "0.1")
     known = "error: tiny.gguf: no KL divergence is known of it, and a gate asks for one\nhint: --base MODEL measures it"

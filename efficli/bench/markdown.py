@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from efficli.bench.figures import ArtifactResult, BenchResult, SpeedResult, StartResult
 from efficli.bench.report_table import doubts
-from efficli.bench.wording import conditions, figure, main_test, number, result_of, short_names, size, test_words
+from efficli.bench.wording import conditions, figure, main_test, number, result_of, short_names, test_words
+from efficli.ops.byte_size import binary_bytes
 
 Column = tuple[str, Callable[[ArtifactResult], str]]
 
@@ -33,7 +34,7 @@ def _columns(result: BenchResult) -> list[Column]:
     def speed(one: SpeedResult | None) -> str:
         return figure(one.rate) if one else ""
 
-    columns: list[Column] = [("size", lambda artifact: size(artifact.model.nbytes) if artifact.model else "")]
+    columns: list[Column] = [("size", lambda artifact: binary_bytes(artifact.model.nbytes) if artifact.model else "")]
     if decode:
         head = f"{test_words(decode)}, tokens/s"
         columns.append((head, lambda artifact: speed(result_of(artifact, decode)) or _absent(artifact)))
@@ -44,7 +45,7 @@ def _columns(result: BenchResult) -> list[Column]:
     return [
         *columns,
         ("load cold / warm, ms", lambda artifact: _starts(artifact.starts)),
-        ("peak memory", lambda artifact: size(artifact.memory.peak_rss) if artifact.memory else ""),
+        ("peak memory", lambda artifact: binary_bytes(artifact.memory.peak_rss) if artifact.memory else ""),
         ("mean KL divergence", _divergence),
     ]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from efficli.bench.figures import ArtifactResult, BenchResult, SpeedTest
 from efficli.bench.layout import Entry, Table, lay_out, named, rows_of
-from efficli.bench.wording import figure, main_test, result_of, size
+from efficli.bench.wording import figure, main_test, result_of
+from efficli.ops.byte_size import binary_bytes
 
 if TYPE_CHECKING:
     from efficli.target import Prediction, Range
@@ -78,7 +79,7 @@ def _lines(result: BenchResult) -> list[_Line]:
         _Line("prefill, tokens/s", lambda artifact: _rate(artifact, prefill), lambda one: _range(one.prefill)),
         _Line("load cold, ms", _load, lambda one: _range(next(iter(one.load_s.values()), None), MILLI)),
         _Line("energy, mJ/token", lambda artifact: _energy(artifact, decode), lambda one: _range(one.energy_j, MILLI)),
-        _Line("memory", _peak, lambda one: f"{size(one.memory.need_bytes)}: {VERDICTS[one.memory.verdict]}"),
+        _Line("memory", _peak, lambda one: f"{binary_bytes(one.memory.need_bytes)}: {VERDICTS[one.memory.verdict]}"),
     ]
 
 
@@ -111,4 +112,4 @@ def _load(artifact: ArtifactResult) -> str:
 
 
 def _peak(artifact: ArtifactResult) -> str:
-    return size(artifact.memory.peak_rss) if artifact.memory else ""
+    return binary_bytes(artifact.memory.peak_rss) if artifact.memory else ""

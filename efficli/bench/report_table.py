@@ -8,7 +8,8 @@ from efficli.bench.figures import BenchResult, Series, SpeedResult
 from efficli.bench.layout import Entry, Table, absent, lay_out, named, rows_of, tests_of
 from efficli.bench.prediction_table import prediction_notes, prediction_tables
 from efficli.bench.scenario_table import scenario_notes, scenario_tables
-from efficli.bench.wording import UNSTEADY, conditions, figure, number, result_of, short_names, size, test_words
+from efficli.bench.wording import UNSTEADY, conditions, figure, number, result_of, short_names, test_words
+from efficli.ops.byte_size import binary_bytes
 from efficli.ops.statistics import CONFIDENCE
 
 PHASES = {"process": "process", "load": "+ load", "first_token": "+ first token", "total": "= in all"}
@@ -130,9 +131,9 @@ def _memory(result: BenchResult) -> Iterator[Table]:
         memory, model = artifact.memory, artifact.model
         if memory:
             sizes = [model.nbytes if model else None, memory.peak_rss, memory.peak_anon, memory.peak_file]
-            rows.append([name, *("" if value is None else size(value) for value in sizes)])
+            rows.append([name, *("" if value is None else binary_bytes(value) for value in sizes)])
         elif model:
-            rows.append([name, size(model.nbytes), absent(result, artifact), "", ""])
+            rows.append([name, binary_bytes(model.nbytes), absent(result, artifact), "", ""])
     yield "Size of the file, and peak memory of the process", ["", "file", "peak", "RssAnon", "RssFile"], rows
 
 
@@ -211,7 +212,7 @@ def _memory_words(result: BenchResult) -> Iterator[str]:
     if before:
         yield (
             "RssAnon is what the process must have; RssFile is files in memory, which the kernel may drop and read "
-            f"again; {size(max(before))} of RssAnon were there before the model was opened"
+            f"again; {binary_bytes(max(before))} of RssAnon were there before the model was opened"
         )
 
 

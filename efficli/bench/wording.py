@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from efficli.bench.figures import ArtifactResult, BenchResult, Series, SpeedResult, SpeedTest
+from efficli.ops.byte_size import binary_bytes
 
 UNSTEADY = "*"
 """Marks a range that stands where a median would mislead; explained below the tables."""
@@ -37,14 +38,6 @@ def figure(series: Series, *, interval: bool = True, scale: float = 1.0) -> str:
     if not series.steady:
         return f"{low} - {high} {UNSTEADY}"
     return f"{median} ({low} - {high})" if interval else median
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in binary units: 5.47 MiB."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.2f} {name}"
-    return f"{num_bytes:.0f} B"
 
 
 def milliseconds(value: float) -> str:
@@ -119,7 +112,7 @@ def conditions(result: BenchResult) -> str:
     if machine.get("cores"):
         parts.append(count(int(machine["cores"]), "core"))
     if machine.get("memory_bytes"):
-        parts.append(f"{size(machine['memory_bytes'])} of memory")
+        parts.append(f"{binary_bytes(machine['memory_bytes'])} of memory")
     if threads:
         parts.append(_span(threads, "thread"))
     if settings:

@@ -29,3 +29,11 @@ def parse_bytes(text: str) -> int:
             hint="a number and B, kB, MB, GB, TB (1000s) or KiB, MiB, GiB, TiB (1024s), as in 350MiB",
         )
     return int(Fraction(found[1]) * size)
+
+
+def binary_bytes(count: float) -> str:
+    """A size as tables and limits have it, in units of 1024: "5.47 MiB"."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count:.0f} B"

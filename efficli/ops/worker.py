@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from efficli.errors import FitError
+from efficli.ops.byte_size import binary_bytes
 from efficli.ops.child import LOG_BYTES, Relay, answer, death, die_with, find, leave, outcome, settle, spawn
 from efficli.ops.process import ProcessMemory, memory_of
-from efficli.ops.storage import byte_text
 from efficli.progress import Progress
 
 _BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from efficli.ops import worker; worker.serve()"
@@ -198,13 +198,13 @@ class Worker:
             return
         anon, file = seen.rss_anon + seen.rss_shmem, seen.rss_file
         if anon + file > limit:
-            found = f"{byte_text(anon)} of its own and {byte_text(file)} of files"
+            found = f"{binary_bytes(anon)} of its own and {binary_bytes(file)} of files"
         elif seen.peak_rss > limit:
-            found = f"{byte_text(seen.peak_rss)} for a moment"
+            found = f"{binary_bytes(seen.peak_rss)} for a moment"
         else:
             return
         raise FitError(
-            f"out of memory while {what}: {found}, the limit is {byte_text(limit)}",
+            f"out of memory while {what}: {found}, the limit is {binary_bytes(limit)}",
             hint="a smaller type, a shorter context (-c), or a larger --memory-limit",
         )
 

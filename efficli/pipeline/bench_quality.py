@@ -15,7 +15,7 @@ from efficli.bench.quality import Certificate, certify_all
 from efficli.bench.texts import evaluation_texts
 from efficli.checkpoint import Checkpoint
 from efficli.errors import EffiError, FitError, GateError
-from efficli.ops.storage import byte_text
+from efficli.ops.byte_size import binary_bytes
 from efficli.pipeline.attempt import open_base
 from efficli.progress import Progress
 
@@ -32,7 +32,7 @@ class Gates:
         """GateError for a quality that was not reached, or not measured; FitError for a file that is too large."""
         size = path.stat().st_size
         if self.max_bytes is not None and size > self.max_bytes:
-            raise FitError(f"{byte_text(size)}, at most {byte_text(self.max_bytes)} wanted", where=path.name)
+            raise FitError(f"{binary_bytes(size)}, at most {binary_bytes(self.max_bytes)} wanted", where=path.name)
         if self.max_kld is not None:
             found = self._known(quality.kld_mean if quality else None, "KL divergence", path)
             if not found <= self.max_kld:

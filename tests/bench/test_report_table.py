@@ -9,7 +9,7 @@ import pytest
 
 from efficli.bench.figures import BenchResult, Quantiles, Series
 from efficli.bench.report_table import footnotes, report_tables
-from efficli.bench.wording import conditions, cut_names, figure, number, short_names, size
+from efficli.bench.wording import conditions, cut_names, figure, number, short_names
 from efficli.console import Terminal
 from tests.bench.made_results import MACHINE, artifact, everything, series, several, speed
 
@@ -255,10 +255,6 @@ def test_long_names_are_cut_where_their_ends_tell_them_apart():
     assert list(cut_names(same, 25).values()) == [f"..{name[-23:]}" for name in same]
     assert cut_names(same, 22) == {name: name for name in same}
     assert all(f"..{one}.gguf: SmolLM2-135M-Instruct-{one}.gguf" in footnotes(long_names()) for one in ("Q2_K", "Q8_0"))
-
-
-def test_sizes_are_binary():
-    assert [size(n) for n in (5, 2048, 5735710, 3 << 30)] == ["5 B", "2.00 KiB", "5.47 MiB", "3.00 GiB"]
 
 
 def test_quantiles_of_tokens():

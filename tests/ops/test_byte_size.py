@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficli.errors import UsageError
-from efficli.ops.byte_size import parse_bytes
+from efficli.ops.byte_size import binary_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,9 @@ def test_a_whole_number_is_exact_in_any_case(number, unit):
     assert size == (1024 if "i" in unit else 1000) ** "BKMGT".index((unit or "B")[0].upper())
     for written in (unit, unit.lower(), unit.upper()):
         assert parse_bytes(f"{number}{written}") == number * size
+
+
+def test_sizes_in_units_of_1024():
+    assert [binary_bytes(n) for n in (5, 2048, 5735710, 3 << 30)] == ["5 B", "2.00 KiB", "5.47 MiB", "3.00 GiB"]
+    for count in (1, 1 << 10, 5 << 20, 7 << 30):
+        assert parse_bytes(binary_bytes(count)) == count

@@ -234,11 +234,12 @@ def test_memory_above_the_limit_is_told_with_its_figures():
         with pytest.raises(FitError) as caught:
             worker.ask({"do": "allocate", "mib": 4000}, what="loading m.gguf")
         told = re.fullmatch(
-            r"out of memory while loading m\.gguf: (\d+) MB of its own and (\d+) MB of files, the limit is 157 MB",
+            r"out of memory while loading m\.gguf: ([\d.]+) MiB of its own and ([\d.]+) MiB of files, "
+            r"the limit is 150\.00 MiB",
             caught.value.line,
         )
         assert told
-        assert int(told[1]) + int(told[2]) >= 157
+        assert float(told[1]) + float(told[2]) >= 150
         assert (caught.value.exit_code, "--memory-limit" in (caught.value.hint or "")) == (4, True)
         assert not alive(worker.pid)
 
@@ -247,7 +248,7 @@ def test_pages_of_files_count_for_the_limit(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(os.urandom(MIB) * 90)
     limits = Limits(memory=80 * MIB)
-    with open_worker(limits=limits) as worker, pytest.raises(FitError, match="of files, the limit is 84 MB"):
+    with open_worker(limits=limits) as worker, pytest.raises(FitError, match=r"of files, the limit is 80\.00 MiB"):
         worker.ask({"do": "map_file", "path": str(path)})
 
 
@@ -256,7 +257,8 @@ def test_more_than_the_limit_for_a_moment_is_too_much():
     with open_worker() as worker:
         worker.ask({"do": "allocate", "mib": 150, "keep": False})
         worker.limits = Limits(memory=100 * MIB)
-        with pytest.raises(FitError, match=r"out of memory while working: 1\d\d MB for a moment, the limit is 105 MB"):
+        told = r"out of memory while working: 1\d\d\.\d\d MiB for a moment, the limit is 100\.00 MiB"
+        with pytest.raises(FitError, match=told):
             worker.ask({"do": "echo"})
 
 
