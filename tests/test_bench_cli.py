@@ -22,6 +22,7 @@ from efficli.bench.wording import number
 from efficli.console import Terminal
 from efficli.tables import BenchView
 from tests.pico import write_llama
+from tests.tiny_architectures import write_encoder
 from tests.tiny_gguf import write_tiny
 
 ONCE = ["-r", "5", "--max-repetitions", "5", "-t", "1"]
@@ -90,9 +91,13 @@ def test_no_form_has_anything_of_what_was_not_measured(capsys, form):
     assert run(capsys, "text.gguf", form) == (1, "", f"error: {BROKEN[0][2]}\n")
 
 
-def test_nothing_to_measure(capsys):
+def test_nothing_to_measure(capsys, tmp_path):
     line = "tiny.gguf: nothing to measure: no test, no start, no scenario"
     assert run(capsys, "tiny.gguf", "-p", "0", "-n", "0", "--no-starts") == (2, "", f"error: {line}\n")
+    write_encoder(tmp_path / "tiny.gguf")
+    hint = "an embedding model reads and does not write: --n-prompt N"
+    told = f"error: {tmp_path}/{line}\nhint: {hint}\n"
+    assert run(capsys, str(tmp_path), "-p", "0", "-n", "9", "--no-starts") == (2, "", told)
 
 
 def test_each_failure_is_a_line_and_what_is_sound_is_measured(capsys):

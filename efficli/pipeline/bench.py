@@ -170,7 +170,10 @@ class _Run:
             scenarios = self.request.scenarios if file.generates else ()
             found.planned_scenarios = tuple(scenario.name for scenario in scenarios)
             if not (tests or self.starts or scenarios):
-                raise UsageError("nothing to measure: no test, no start, no scenario", where=file.gguf.path.name)
+                hint = None if file.generates else "an embedding model reads and does not write: --n-prompt N"
+                raise UsageError(
+                    "nothing to measure: no test, no start, no scenario", where=file.gguf.path.name, hint=hint
+                )
             self._predict(file, found)
             plan = Plan(
                 file=file.gguf,
