@@ -29,6 +29,7 @@ from efficli.bench.scenario import Scenario, run_scenario
 from efficli.errors import EffiError, UsageError
 from efficli.ops.disturbance import Watch
 from efficli.ops.energy import EnergyMeter
+from efficli.ops.process import wait_for_rest
 from efficli.ops.worker import Limits
 from efficli.progress import Progress
 
@@ -196,6 +197,7 @@ def _take_turns(
                     result.model = engine.facts
                     engines.append(engine)
                     _warm_up(engine, tests, plan.file.path.name, progress)
+                    wait_for_rest(engine.pid)
             watch.own += [engine.pid for engine in engines]
             turns = [_Turns([own[index] for own in records], engines, results, energy) for index in range(len(tests))]
             watch.start()
@@ -268,6 +270,8 @@ class _Turns:
         for index in order:
             with _blamed(self.results[index]):
                 rates[index] = self.records[index].take(self.engines[index], self.energy)
+            # OpenMP's threads spin for some 10 ms after their work: the next one would have that many cores less
+            wait_for_rest(self.engines[index].pid)
         self.ratios.append([rates[index] / rates[0] for index in range(1, len(order))])
         return self.ratios[-1]
 

@@ -93,18 +93,28 @@ def waited_seconds(pid: int) -> float | None:
 def thread_times(pid: int) -> Mapping[int, ThreadTime]:
     """The living threads by their number; empty where the kernel does not count or the process is gone."""
     found = {}
-    try:
-        with os.scandir(f"/proc/{pid}/task") as entries:
-            numbers = [entry.name for entry in entries]
-    except OSError:
-        return {}
-    for number in numbers:
-        text = _read(f"/proc/{pid}/task/{number}/schedstat")
-        fields = text.split() if text else ()
+    for number, text in _of_each_thread(pid, "schedstat").items():
+        fields = text.split()
         # a kernel that does not count writes zeros
-        if fields and fields != [b"0"] * 3:
-            found[int(number)] = ThreadTime(int(fields[0]) * NS, int(fields[1]) * NS)
+        if fields != [b"0"] * 3:
+            found[number] = ThreadTime(int(fields[0]) * NS, int(fields[1]) * NS)
     return found
+
+
+def is_at_rest(pid: int) -> bool | None:
+    """Whether no thread of it runs or wants to; a thread that spins while it waits for others does want to."""
+    states = [_fields(text)[0] for text in _of_each_thread(pid, "stat").values()]
+    return all(state not in b"RD" for state in states) if states else None
+
+
+def wait_for_rest(pid: int, seconds: float = 0.5) -> bool:
+    """Wait until a process is at rest, or gone; False if it is not after so many seconds."""
+    end = time.monotonic() + seconds
+    while is_at_rest(pid) is False:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def major_faults(pid: int) -> int | None:
@@ -127,6 +137,21 @@ def stat_of(pid: int) -> ProcessStat | None:
         cpu=(int(fields[14 - _FIRST_FIELD]) + int(fields[15 - _FIRST_FIELD])) / _TICKS,
         major_faults=int(fields[12 - _FIRST_FIELD]),
     )
+
+
+def _of_each_thread(pid: int, file: str) -> dict[int, bytes]:
+    """What /proc/PID/task/N/FILE says, of the threads that live."""
+    try:
+        with os.scandir(f"/proc/{pid}/task") as entries:
+            numbers = [entry.name for entry in entries]
+    except OSError:
+        return {}
+    return {int(number): text for number in numbers if (text := _read(f"/proc/{pid}/task/{number}/{file}"))}
+
+
+def _fields(stat: bytes) -> list[bytes]:
+    """What follows the name, the state first; the name is in parentheses, and may hold some itself."""
+    return stat.rpartition(b")")[2].split()
 
 
 def _read(path: str) -> bytes | None:

@@ -12,7 +12,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from efficli.ops.process import cpu_seconds, major_faults, memory_of, stat_of, thread_times, waited_seconds
+from efficli.ops.process import (
+    cpu_seconds,
+    is_at_rest,
+    major_faults,
+    memory_of,
+    stat_of,
+    thread_times,
+    wait_for_rest,
+    waited_seconds,
+)
 
 MIB = 1 << 20
 NO_PID = 2**22 + 1
@@ -155,3 +164,43 @@ def test_a_process_is_told_from_a_later_one_with_its_number():
     with python("tell(); wait()") as process:
         told(process)
         assert stat_of(process.pid).started > stat_of(os.getpid()).started
+
+
+def test_a_process_is_at_rest_when_none_of_its_threads_wants_to_run():
+    """Threads that spin do want to, whether or not they have a core."""
+    code = """
+import threading
+stop = False
+def spin():
+    while not stop: pass
+tell(); wait()
+spinning = threading.Thread(target=spin); spinning.start(); tell(); wait()
+"""
+    with python(code) as process:
+        told(process)
+        assert wait_for_rest(process.pid, 30)  # it waits for a line
+        go_on(process)
+        told(process)
+        assert [is_at_rest(process.pid) for _ in range(20)].count(False) >= 18
+        began = time.monotonic()
+        assert not wait_for_rest(process.pid, 0.1)
+        assert time.monotonic() - began >= 0.1
+    assert is_at_rest(process.pid) is None
+    assert wait_for_rest(NO_PID)
+
+
+def test_rest_is_waited_for():
+    code = """
+import time
+tell()
+end = time.monotonic() + 0.2
+while time.monotonic() < end: pass
+wait()
+"""
+    with python(code) as process:
+        told(process)
+        began = cpu_seconds(process.pid)
+        assert wait_for_rest(process.pid, 60)
+        assert cpu_seconds(process.pid) - began > 0.02
+        time.sleep(0.05)
+        assert is_at_rest(process.pid)
