@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 NS = 1e-9
@@ -115,6 +115,20 @@ def wait_for_rest(pid: int, seconds: float = 0.5) -> bool:
             return False
         time.sleep(0.001)
     return True
+
+
+def ran_on(pid: int, before: Mapping[int, ThreadTime]) -> frozenset[int]:
+    """The CPUs that those of its threads had last that have run since `before`, what `thread_times` gave then."""
+    ran = {number for number, now in thread_times(pid).items() if number not in before or now.ran > before[number].ran}
+    stats = _of_each_thread(pid, "stat")
+    return frozenset(int(_fields(text)[39 - _FIRST_FIELD]) for number, text in stats.items() if number in ran)
+
+
+def confine(pid: int, cpus: Iterable[int]) -> None:
+    """Let all its threads run on these CPUs only; those that have ended meanwhile are passed over."""
+    for number in _of_each_thread(pid, "stat"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(number, cpus)
 
 
 def major_faults(pid: int) -> int | None:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from efficli.bench.engine import Repeat
+from efficli.bench.figures import SpeedTest
+from efficli.bench.gguf_engine import GgufEngine
 from efficli.data import committed
 from tests import pico
+from tests.bench.measuring import Heard
 from tests.converted import convert
 
 
@@ -48,3 +52,19 @@ def write_scenario(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "s.yaml"
 
     return write
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    found, real = Heard(), GgufEngine.repeat
+
+    def repeat(self: GgufEngine, test: SpeedTest) -> Repeat:
+        made = real(self, test)
+        found.files.append(self.file.path.stem)
+        found.tests.append(test)
+        found.repeats.append(made)
+        found.pids[self.file.path.stem] = self.pid
+        return made
+
+    monkeypatch.setattr(GgufEngine, "repeat", repeat)
+    return found

@@ -9,35 +9,39 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from efficli.bench import suite
-from efficli.bench.engine import Repeat
-from efficli.bench.figures import ArtifactResult, Comparison, Settings, SpeedTest
+from efficli.bench.figures import ArtifactResult, Settings, SpeedTest
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort
-from efficli.bench.suite import Energy, Plan, measure, measure_in_turns
+from efficli.bench.suite import Energy, measure
 from efficli.chat import render
 from efficli.errors import FitError
 from efficli.ops.energy import open_meter
 from efficli.ops.page_cache import drop, resident
-from efficli.ops.process import cpu_seconds
 from efficli.ops.worker import Limits
-from efficli.progress import Silent
 from tests import pico
+from tests.bench.measuring import (
+    AT_DEPTH,
+    GEN,
+    LIMITS,
+    NO_ENERGY,
+    PROMPT,
+    Interrupting,
+    children,
+    interrupt,
+    measured,
+    plan_of,
+)
 from tests.converted import convert
 from tests.tiny_architectures import write_encoder, write_windowed
 from tests.tiny_gguf import write_tiny
-
-LIMITS = Limits(seconds=120)
-QUICK = Effort(patience=0)
-PROMPT, GEN = SpeedTest(n_prompt=40), SpeedTest(n_gen=12)
-AT_DEPTH = SpeedTest(n_prompt=16, n_depth=100)
 
 
 @pytest.fixture(scope="module")
@@ -49,78 +53,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """77 MB."""
     return write_tiny(tmp_path_factory.mktemp("large") / "large.gguf", vocab=300_000)
-
-
-def plan_of(path: Path, *tests: SpeedTest, effort: Effort = QUICK, generates: bool = True, **options) -> Plan:
-    values = {"limits": LIMITS, "starts": False, "scenarios": ()} | options
-    return Plan(
-        file=GgufFile(path=path, generates=generates),
-        settings=Settings(ctx=200, threads=1),
-        effort=effort,
-        tests=tests,
-        **values,
-    )
-
-
-NO_ENERGY = Energy(None)
-
-
-def measured(plan: Plan, energy: Energy = NO_ENERGY) -> ArtifactResult:
-    result = ArtifactResult(path=str(plan.file.path), settings=plan.settings, planned=plan.tests)
-    measure(plan, result, energy=energy, progress=Silent())
-    return result
-
-
-@dataclass
-class Heard:
-    """Every repeat that the engines made, in order."""
-
-    files: list[str] = field(default_factory=list)
-    tests: list[SpeedTest] = field(default_factory=list)
-    repeats: list[Repeat] = field(default_factory=list)
-    pids: dict[str, int] = field(default_factory=dict)
-
-
-@pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
-    found, real = Heard(), GgufEngine.repeat
-
-    def repeat(self: GgufEngine, test: SpeedTest) -> Repeat:
-        made = real(self, test)
-        found.files.append(self.file.path.stem)
-        found.tests.append(test)
-        found.repeats.append(made)
-        found.pids[self.file.path.stem] = self.pid
-        return made
-
-    monkeypatch.setattr(GgufEngine, "repeat", repeat)
-    return found
-
-
-class Interrupting(Silent):
-    """Calls `do` at the so-manieth step of a task whose name has `word` in it."""
-
-    def __init__(self, word: str, step: int, do: Callable[[], None]) -> None:
-        super().__init__()
-        self.word, self.left, self.do = word, step, do
-        self.task = ""
-
-    def start(self, task: str, total: float, unit: str = "") -> None:
-        self.task = task
-
-    def advance(self, amount: float) -> None:
-        if self.word in self.task:
-            self.left -= 1
-            if self.left == 0:
-                self.do()
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def children() -> set[int]:
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
 
 # speed
@@ -305,108 +237,6 @@ def test_joules_a_token_are_watts_times_seconds_over_tokens(tmp_path, test):
     assert told.energy.estimate.median == pytest.approx(np.median(wanted), rel=0.1)
 
 
-# in turns
-
-
-def turns(*plans: Plan, progress: Silent | None = None) -> tuple[list[ArtifactResult], list[Comparison]]:
-    results = [ArtifactResult(path=str(plan.file.path)) for plan in plans]
-    comparisons: list[Comparison] = []
-    with contextlib.suppress(KeyboardInterrupt):
-        measure_in_turns(plans, results, comparisons, energy=NO_ENERGY, progress=progress or Silent())
-    return results, comparisons
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> list[Path]:
-    return [write_tiny(tmp_path / f"{name}.gguf", seed=seed) for seed, name in enumerate("abc")]
-
-
-def test_turns_alternate_and_ratios_are_of_one_round(three, heard):
-    effort = Effort(least=6, most=6)
-    results, comparisons = turns(*[plan_of(path, PROMPT, GEN, effort=effort) for path in three])
-    order = heard.files[6:]  # behind the warm-up
-    assert "".join(order) == ("abc" * 2 + "cba" * 2) * 3
-    assert heard.tests[6:] == ([PROMPT] * 3 + [GEN] * 3) * 6
-    rates = [[told.rate.samples for told in result.tests] for result in results]
-    assert [(one.test, one.first, one.other) for one in comparisons] == [
-        (test, str(three[0]), str(other)) for test in (PROMPT, GEN) for other in three[1:]
-    ]
-    for index, one in enumerate(comparisons):
-        test, other = divmod(index, 2)
-        wanted = [b / a for a, b in zip(rates[0][test], rates[1 + other][test], strict=True)]
-        assert one.ratios.samples == pytest.approx(wanted)
-        found = one.ratios.estimate
-        assert one.verdict == ("faster" if found.low > 1 else "slower" if found.high < 1 else "no difference shown")
-    assert all(result.memory and result.disturbance and result.model for result in results)
-
-
-def test_a_file_is_not_much_faster_than_itself(tiny):
-    """What alternation is for: the ratio is near 1, or it is told who took the cores meanwhile."""
-    effort = Effort(least=40, most=40)
-    results, [same] = turns(*[plan_of(tiny, SpeedTest(n_prompt=180), effort=effort)] * 2)
-    found = same.ratios.estimate
-    assert found.low * 0.9 <= 1 <= found.high * 1.1 or results[0].disturbance.lines
-    assert len(results[0].tests[0].samples_ns) == 40
-
-
-def test_whoever_had_the_last_turn_rests_while_the_next_one_runs(three, monkeypatch):
-    """Threads that spin after their work made the second of two equal ones a third slower."""
-    shares, real, pids = [], GgufEngine.repeat, set()
-
-    def repeat(self: GgufEngine, test: SpeedTest) -> Repeat:
-        pids.add(self.pid)
-        before = {pid: cpu_seconds(pid) for pid in pids - {self.pid}}
-        made = real(self, test)
-        shares.extend((cpu_seconds(pid) - cpu) * 1e9 / made.ns for pid, cpu in before.items())
-        return made
-
-    monkeypatch.setattr(GgufEngine, "repeat", repeat)
-    test = SpeedTest(n_prompt=150, threads=2)
-    turns(*[plan_of(path, test, effort=Effort(least=10, most=10)) for path in three[:2]])
-    assert len(shares) == 1 + 2 * 10
-    assert np.median(shares) < 0.05
-
-
-def test_a_slower_one_is_found(tiny, tmp_path):
-    wide = write_tiny(tmp_path / "wide.gguf", vocab=20_000)  # its output costs 300 times as much a token
-    _, [told] = turns(*[plan_of(path, SpeedTest(n_gen=20), effort=Effort(least=16, most=16)) for path in (tiny, wide)])
-    assert told.verdict == "slower"
-    assert told.ratios.estimate.median < 0.7
-
-
-def test_one_that_fails_leaves_the_others_to_take_their_turns(three, heard):
-    bad = write_tiny(three[0].parent / "bad.gguf", arch="nosuch")
-    results, comparisons = turns(*[plan_of(path, PROMPT) for path in (three[0], bad, three[1])])
-    assert [result.failure and result.failure.code for result in results] == [None, 5, None]
-    assert "unknown model architecture" in results[1].failure.line
-    assert [(one.first, one.other) for one in comparisons] == [(str(three[0]), str(three[1]))]
-    assert [len(result.tests) for result in results] == [1, 0, 1]
-    assert children() == set()
-
-
-def test_one_that_fails_midway_keeps_what_was_measured_and_the_others_start_anew(three, heard):
-    """Killed as the kernel does where memory runs out, after two rounds of nine."""
-    kill = Interrupting("in turns", 2, lambda: os.kill(heard.pids["b"], signal.SIGKILL))
-    effort = Effort(least=9, most=9)
-    results, comparisons = turns(*[plan_of(path, PROMPT, effort=effort) for path in three], progress=kill)
-    assert [result.failure and (result.failure.message, result.failure.code) for result in results] == [
-        None,
-        ("out of memory while running b.gguf", 4),
-        None,
-    ]
-    assert [len(result.tests[0].samples_ns) for result in results] == [9, 2, 9]
-    found = {(Path(one.first).stem, Path(one.other).stem): one.ratios.estimate.n for one in comparisons}
-    assert found == {("a", "b"): 2, ("a", "c"): 9}
-
-
-def test_the_last_one_left_is_measured_alone(three):
-    bad = write_tiny(three[0].parent / "bad.gguf", without="blk.1.ffn_up.weight")
-    results, comparisons = turns(*[plan_of(path, PROMPT, GEN) for path in (bad, three[0])])
-    assert [result.failure and result.failure.code for result in results] == [1, None]
-    assert comparisons == []
-    assert [len(result.tests) for result in results] == [0, 2]
-
-
 # what ends it early
 
 
@@ -423,15 +253,6 @@ def test_an_interrupt_leaves_what_was_measured(tiny, word, step, starts, tests):
     assert (result.memory is not None) is (word != "starts")
     assert result.disturbance is not None
     assert result.to_json()
-    assert children() == set()
-
-
-def test_an_interrupt_in_turns_leaves_what_was_measured(three):
-    effort = Effort(least=9, most=9)
-    progress = Interrupting("in turns", 5, interrupt)
-    results, comparisons = turns(*[plan_of(path, PROMPT, GEN, effort=effort) for path in three[:2]], progress=progress)
-    assert [[told.rate.estimate.n for told in result.tests] for result in results] == [[3, 2], [3, 2]]
-    assert [one.ratios.estimate.n for one in comparisons] == [3, 2]
     assert children() == set()
 
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 import pytest
 
 from efficli.ops.process import (
+    confine,
     cpu_seconds,
     is_at_rest,
     major_faults,
     memory_of,
+    ran_on,
     stat_of,
     thread_times,
     wait_for_rest,
@@ -204,3 +206,34 @@ wait()
         assert cpu_seconds(process.pid) - began > 0.02
         time.sleep(0.05)
         assert is_at_rest(process.pid)
+
+
+def test_threads_run_where_they_may_and_are_seen_there():
+    code = """
+import threading, time
+def work():
+    while True:
+        wait_for_it.wait()
+        end = time.process_time() + 0.02
+        while time.process_time() < end: pass
+        done.release()
+wait_for_it, done = threading.Event(), threading.Semaphore(0)
+threading.Thread(target=work, daemon=True).start(); tell()
+while True:
+    wait(); wait_for_it.set(); done.acquire(); wait_for_it.clear(); tell()
+"""
+    cpus = sorted(os.sched_getaffinity(0))
+    with python(code) as process:
+        told(process)
+        for cpu in (cpus[0], cpus[-1], cpus[0]):
+            confine(process.pid, {cpu})
+            before = thread_times(process.pid)
+            go_on(process)
+            told(process)
+            assert len(thread_times(process.pid)) == 2
+            assert ran_on(process.pid, before) == {cpu}
+        assert wait_for_rest(process.pid, 60)
+        assert ran_on(process.pid, thread_times(process.pid)) == frozenset()
+        confine(process.pid, cpus)
+        assert os.sched_getaffinity(process.pid) == set(cpus)
+    confine(NO_PID, cpus)
