@@ -65,12 +65,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format -q --check .
 	$(BIN)/python tests/sizes.py
 	$(BIN)/python tests/cli_docs.py --check
+	$(BIN)/python benchmarks/page.py --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## writes docs/cli.md from the help texts
+docs: $(VENV)/.dev  ## writes docs/cli.md from the help texts, and the page of benchmark results
 	$(BIN)/python tests/cli_docs.py
+	$(BIN)/python benchmarks/page.py
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check -q --fix .

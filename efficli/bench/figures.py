@@ -8,10 +8,13 @@ from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from efficli.errors import EffiError
-from efficli.ops.statistics import Estimate, estimate, quantile
+from efficli.ops.statistics import Estimate, Quantiles, estimate
 
 FlashAttention = Literal["auto", "on", "off"]
 NS_PER_MS, NS_PER_S = 1e6, 1e9
+RESOLUTION = 0.02
+"""Two processes with the same file differ by up to this for as long as they live: where their heaps lie. No number of
+repeats in the same two processes shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,22 +87,6 @@ class Series:
             "steady": self.steady,
             "samples": [round(value, 6) for value in self.samples],
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantiles:
-    """Of the milliseconds that `n` single tokens took."""
-
-    n: int
-    p50: float
-    p95: float
-    p99: float
-
-    @classmethod
-    def of(cls, ns: Sequence[int]) -> Self:
-        """From nanoseconds."""
-        ms = sorted(value / NS_PER_MS for value in ns)
-        return cls(n=len(ms), p50=quantile(ms, 0.5), p95=quantile(ms, 0.95), p99=quantile(ms, 0.99))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,9 +342,11 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "faster", "slower", or "no difference shown": whether the interval leaves 1 out."""
+        """ "faster", "slower", or "no difference shown": whether the interval leaves 1 out by more than RESOLUTION."""
         found = self.ratios.estimate
-        return "faster" if found.low > 1 else "slower" if found.high < 1 else "no difference shown"
+        if found.low > 1 + RESOLUTION:
+            return "faster"
+        return "slower" if found.high < 1 - RESOLUTION else "no difference shown"
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -377,6 +366,8 @@ class BenchResult:
 
     machine: Mapping[str, Any]
     """cpu_info, cores, memory_bytes, system, runtime versions."""
+    effort: Mapping[str, float] = field(default_factory=dict)
+    """How hard it tried: repeats at least and at most, the width asked for, patience in seconds."""
     artifacts: list[ArtifactResult] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     interrupted: bool = False
@@ -390,6 +381,7 @@ class BenchResult:
             "schema_version": 1,
             "command": "bench",
             "machine": dict(self.machine),
+            "effort": dict(self.effort),
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
             "results": llama_bench_rows(self),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from efficli.bench.figures import BenchResult, Series, SpeedResult
+from efficli.bench.figures import RESOLUTION, BenchResult, Series, SpeedResult
 from efficli.bench.layout import Entry, Table, absent, lay_out, named, rows_of, tests_of
 from efficli.bench.prediction_table import prediction_notes, prediction_tables
 from efficli.bench.scenario_table import scenario_notes, scenario_tables
@@ -43,6 +43,7 @@ def footnotes(result: BenchResult) -> list[str]:
     return [
         *_cut(result),
         *doubts(result),
+        *_turns(result),
         *_single_tokens(result),
         *_memory_words(result),
         *_energy(result),
@@ -226,6 +227,14 @@ def _cut(result: BenchResult) -> Iterator[str]:
     for (_, full), (_, shown) in zip(named(result), rows_of(result), strict=True):
         if shown != full:
             yield f"{shown}: {full}"
+
+
+def _turns(result: BenchResult) -> Iterator[str]:
+    if result.comparisons:
+        yield (
+            f"a difference is one beyond {RESOLUTION:.0%}: two processes of the same file can differ by that for as "
+            "long as they live"
+        )
 
 
 def _single_tokens(result: BenchResult) -> Iterator[str]:

@@ -15,7 +15,6 @@ from efficli.bench.figures import (
     NS_PER_S,
     ArtifactResult,
     Comparison,
-    Quantiles,
     Series,
     Settings,
     SpeedResult,
@@ -31,6 +30,7 @@ from efficli.ops.disturbance import Watch
 from efficli.ops.energy import EnergyMeter
 from efficli.ops.process import confine, ran_on, thread_times, wait_for_rest
 from efficli.ops.processors import allowed
+from efficli.ops.statistics import Quantiles
 from efficli.ops.worker import Limits
 from efficli.progress import Progress
 

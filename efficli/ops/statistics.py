@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 CONFIDENCE = 0.95
 """What an interval aims at; fewer than six repeats cannot reach it, and say what they do reach."""
@@ -85,6 +85,24 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """Of `n` durations, in milliseconds."""
+
+    n: int
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, ns: Sequence[int]) -> Self:
+        """From nanoseconds; ValueError without any."""
+        if not ns:
+            raise ValueError("no durations")
+        ms = sorted(value / 1e6 for value in ns)
+        return cls(n=len(ms), p50=quantile(ms, 0.5), p95=quantile(ms, 0.95), p99=quantile(ms, 0.99))
 
 
 def share_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def bench(
         progress=progress or Silent(),
     )
     began = time.monotonic()
-    result.machine = machine()
+    result.machine, result.effort = machine(), asdict(request.effort)
     try:
         run.open(words)
         if compare:

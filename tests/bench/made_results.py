@@ -12,7 +12,6 @@ from efficli.bench.figures import (
     MemoryResult,
     ModelFacts,
     Quality,
-    Quantiles,
     RequestTimes,
     Series,
     Settings,
@@ -22,6 +21,7 @@ from efficli.bench.figures import (
 )
 from efficli.bench.scenario_result import Sample, ScenarioResult
 from efficli.ops.disturbance import Disturbance, Neighbour
+from efficli.ops.statistics import Quantiles
 from efficli.target import Prediction, Share, Work, load_target, predict
 
 MIB = 1 << 20

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from efficli.bench.figures import BenchResult, Quantiles, Series
+from efficli.bench.figures import BenchResult, Series
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.wording import conditions, cut_names, figure, number, short_names
 from efficli.console import Terminal
+from efficli.ops.statistics import Quantiles
 from tests.bench.made_results import MACHINE, artifact, everything, series, several, speed
 
 
