@@ -31,6 +31,8 @@ _SAMPLE_S = 0.005
 _CALM_S = 0.04
 """While it does not change: 200 looks a second took 1.6 % of a core from what is being measured."""
 _FAREWELL_S = 5.0
+_ECHO_S = 0.5
+"""Within which a signal that ended the child has reached us, if it was for us too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +142,14 @@ class Worker:
         self.look()
         self._process.stdin.close()
         try:
-            self._process.wait(0 if hurry else _FAREWELL_S)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0 if hurry else _FAREWELL_S)
+        finally:  # an interrupt too
             self._kill()
-        self._selector.close()
-        os.close(self._reader)
-        if self._process.stdout:
-            self._process.stdout.close()
+            self._selector.close()
+            os.close(self._reader)
+            if self._process.stdout:
+                self._process.stdout.close()
 
     def _kill(self) -> None:
         if self._process.poll() is None:
@@ -226,7 +229,7 @@ class Worker:
             code = self._process.wait()
             with contextlib.suppress(BlockingIOError, OSError):
                 self._log += os.read(self._process.stdout.fileno(), LOG_BYTES)
-            raise death(code, self._log.decode(errors="replace"), what, self.runtime)
+            raise self._end_of(code, what)
         self._pending += data
         told = None
         *lines, self._pending = self._pending.split(b"\n")
@@ -237,6 +240,16 @@ class Worker:
             elif not message.keys() & {"start", "advance", "finish"}:  # a bar would disturb what is being measured
                 told = message
         return told
+
+    def _end_of(self, code: int, what: str) -> BaseException:
+        error = death(code, self._log.decode(errors="replace"), what, self.runtime)
+        if isinstance(error, KeyboardInterrupt):
+            time.sleep(_ECHO_S)  # sent to the whole group, the signal ends this wait
+            return FitError(
+                f"{what} was ended from outside (signal {-code})",
+                hint="guards of the memory, such as earlyoom, do that to the largest process",
+            )
+        return error
 
 
 def serve() -> None:

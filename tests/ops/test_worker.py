@@ -142,6 +142,16 @@ def test_killed_from_outside_is_memory_that_ran_out():
         killer.join()
 
 
+def test_ended_by_a_guard_of_the_memory_is_no_interrupt_of_ours():
+    """earlyoom begins with SIGTERM."""
+    with open_worker() as worker:
+        guard = threading.Timer(0.2, os.kill, (worker.pid, signal.SIGTERM))
+        guard.start()
+        with pytest.raises(FitError, match=r"^sleeping was ended from outside \(signal 15\)$"):
+            worker.ask({"do": "sleep", "seconds": 60}, what="sleeping")
+        guard.join()
+
+
 def test_killed_between_two_requests():
     with open_worker() as worker:
         os.kill(worker.pid, signal.SIGKILL)
@@ -192,6 +202,19 @@ def test_ctrl_c_ends_the_child_and_the_worker():
         assert not alive(worker.pid)
         with pytest.raises(KeyboardInterrupt):
             worker.ask({"do": "echo"})
+
+
+def test_ctrl_c_while_it_is_closed_leaves_nothing():
+    before = left()
+    worker = open_worker()
+    os.kill(worker.pid, signal.SIGSTOP)  # it cannot leave by itself
+    interrupt = threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.close()
+    interrupt.join()
+    assert not alive(worker.pid)
+    assert left() == before
 
 
 # memory
