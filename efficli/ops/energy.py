@@ -202,6 +202,8 @@ class CommandMeter:
                 return False
             data = os.read(run.stdout, 65536)
             *lines, rest = (rest + data).split(b"\n") if data else (rest, b"")
+            if len(rest) > LOG_BYTES:
+                raise _problem(self._words, f"printed {LOG_BYTES} bytes without a line end, expected one number a line")
             numbers = [_watts(line, self._words) for line in lines if line.strip()]
             if numbers:
                 # several that came together were printed since the last look: their mean is the best guess

@@ -193,6 +193,7 @@ def test_lines_that_come_together_are_averaged(tmp_path):
         ("echo nan", "'echo' printed 'nan', expected watts, one number a line"),
         ("echo '$HOME; true'", "'echo' printed '$HOME; true', expected watts, one number a line"),
         ("printf '\\377'", "'printf' printed '\\\\xff', expected watts, one number a line"),
+        ("cat /dev/zero", "'cat' printed 4096 bytes without a line end, expected one number a line"),
         ("true", "'true' ended without a number"),
         ("false", "'false' ended with exit code 1"),
         ("sh -c 'echo no sensor >&2; exit 3'", "'sh' ended with exit code 3: no sensor"),
