@@ -77,8 +77,10 @@ def _picture(result: BenchResult, test: SpeedTest, points: Sequence[Point]) -> b
     _axes(axes, points, test)
     _draw_points(figure, axes, points)
     shared, labels = _labels([point.name for point in points])
-    axes.set_title(f"Size and speed: {shared}", loc="left", fontsize=12)
-    figure.supxlabel("\n".join(_small_print(result, points)), x=0.01, ha="left", fontsize=6.5, color="0.35")
+    # names are no formulas, whatever dollar signs are in them
+    axes.set_title(f"Size and speed: {shared}", loc="left", fontsize=12, parse_math=False)
+    small = "\n".join(_small_print(result, points))
+    figure.supxlabel(small, x=0.01, ha="left", fontsize=6.5, color="0.35", parse_math=False)
     figure.canvas.draw()  # places are known only after a first drawing
     _label(figure, axes, points, labels)
     image = io.BytesIO()
@@ -181,7 +183,7 @@ def _label(figure: Any, axes: Any, points: Sequence[Point], labels: Sequence[str
     for point, label in zip(points, labels, strict=True):
         place = (point.mib, point.rate.estimate.median)
         text = " ".join(filter(None, [label, "" if point.rate.steady else UNSTEADY]))
-        note = axes.annotate(text, place, (0, 0), textcoords="offset points", fontsize=8)
+        note = axes.annotate(text, place, (0, 0), textcoords="offset points", fontsize=8, parse_math=False)
         own, at = note.get_window_extent(), axes.transData.transform(place)
         dx, dy = _nearest_place(at, own.width, own.height, taken, frame, pixels)
         note.set_position((dx / pixels, dy / pixels))

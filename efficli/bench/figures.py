@@ -264,6 +264,8 @@ class Quality:
     kld_mean: float | None
     top1_agreement: float | None
     origin: str | None
+    cosine_mean: float | None = None
+    """Of an embedding model, which has no other figure."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,11 +1,13 @@
-"""A benchmark as Markdown for a README: one row an artifact, and below it what the figures hold under."""
+"""A benchmark as Markdown for a README: one row an artifact, what else was asked for, what the figures hold under."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from efficli.bench.figures import ArtifactResult, BenchResult, SpeedResult, StartResult
-from efficli.bench.report_table import doubts
+from efficli.bench.prediction_table import prediction_notes, prediction_tables
+from efficli.bench.report_table import comparison_tables, doubts
+from efficli.bench.scenario_table import scenario_notes, scenario_tables
 from efficli.bench.wording import conditions, figure, main_test, number, result_of, short_names, test_words
 from efficli.ops.byte_size import binary_bytes
 
@@ -13,18 +15,28 @@ Column = tuple[str, Callable[[ArtifactResult], str]]
 
 
 def to_markdown(result: BenchResult) -> str:
-    """The table and its conditions; a column that no artifact can fill is left out, a failure has its row."""
+    """The table and its conditions; a column that no artifact can fill is left out, a failure has its row.
+
+    Ratios, scenarios and predictions, where there are any, are tables of their own below it.
+    """
     names = short_names([artifact.path for artifact in result.artifacts])
     columns = [(head, cell) for head, cell in _columns(result) if any(cell(artifact) for artifact in result.artifacts)]
-    lines = [_line(["artifact", *(head for head, _ in columns)]), "|---|" + "--:|" * len(columns)]
-    for artifact in result.artifacts:
-        lines.append(_line([f"`{names[artifact.path]}`", *(_escaped(cell(artifact)) for _, cell in columns)]))
+    rows = [
+        [_code(names[artifact.path]), *(_escaped(cell(artifact)) for _, cell in columns)]
+        for artifact in result.artifacts
+    ]
+    lines = _table(["artifact", *(head for head, _ in columns)], rows)
     failed = [
-        f"`{names[artifact.path]}` failed: {_escaped(artifact.failure.message)}"
+        f"{_code(names[artifact.path])} failed: {_escaped(artifact.failure.message)}"
         for artifact in result.artifacts
         if artifact.failure
     ]
-    remarks = [*failed, *(_escaped(line) for line in doubts(result)), _escaped(conditions(result))]
+    more = [*comparison_tables(result), *scenario_tables(result), *prediction_tables(result)]
+    for title, heads, found in (table for table in more if table[2]):
+        escaped = ([_escaped(cell) for cell in row] for row in found)
+        lines += ["", _escaped(title), "", *_table([_escaped(head) for head in heads], escaped)]
+    notes = [*doubts(result), *scenario_notes(result), *prediction_notes(result), conditions(result)]
+    remarks = [*failed, *(_escaped(line) for line in notes)]
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {remark}" for remark in remarks) + "\n"
 
 
@@ -68,8 +80,18 @@ def _divergence(artifact: ArtifactResult) -> str:
     return number(quality.kld_mean) if quality and quality.kld_mean is not None else ""
 
 
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_line(heads), "|---|" + "--:|" * (len(heads) - 1), *map(_line, rows)]
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _code(name: str) -> str:
+    """As code: a bar ends a cell there too, and a backtick is fenced by two."""
+    fence, pad = ("``", " ") if "`" in name else ("`", "")
+    return f"{fence}{pad}{name.replace('|', chr(92) + '|')}{pad}{fence}"
 
 
 def _escaped(text: str) -> str:

@@ -31,7 +31,7 @@ def report_tables(result: BenchResult) -> list[Table]:
         *_starts(result),
         *_memory(result),
         *_quality(result),
-        *_comparisons(result),
+        *comparison_tables(result),
         *scenario_tables(result),
         *prediction_tables(result),
     ]
@@ -139,21 +139,28 @@ def _memory(result: BenchResult) -> Iterator[Table]:
 
 
 def _quality(result: BenchResult) -> Iterator[Table]:
-    rows, origins = [], set()
+    """Of models that write, and of embedding models."""
+    writing, embedding, origins = [], [], set()
     for artifact, name in rows_of(result):
         quality = artifact.quality
-        if quality and quality.kld_mean is not None:
+        if quality is None or quality.kld_mean is quality.cosine_mean is None:
+            continue
+        origins.add(quality.origin or "an origin that is not named")
+        if quality.kld_mean is not None:
             top1 = quality.top1_agreement
-            rows.append([name, number(quality.kld_mean), "" if top1 is None else f"{100 * top1:.2f} %"])
-            origins.add(quality.origin or "an origin that is not named")
-    against = f" against {', '.join(sorted(origins))}" if origins else ""
-    yield f"Quality{against}", ["", "mean KL divergence", "top-1 agreement"], rows
+            writing.append([name, number(quality.kld_mean), "" if top1 is None else f"{100 * top1:.2f} %"])
+        if quality.cosine_mean is not None:
+            embedding.append([name, f"{quality.cosine_mean:.6f}"])
+    title = f"Quality against {', '.join(sorted(origins))}"
+    yield title, ["", "mean KL divergence", "top-1 agreement"], writing
+    yield title, ["", "mean cosine of embeddings"], embedding
 
 
 # ---- comparison
 
 
-def _comparisons(result: BenchResult) -> Iterator[Table]:
+def comparison_tables(result: BenchResult) -> Iterator[Table]:
+    """Ratios to the first artifact, one table for each of the others."""
     names = short_names([path for one in result.comparisons for path in (one.first, one.other)])
     for pair in dict.fromkeys((one.first, one.other) for one in result.comparisons):
         own = [one for one in result.comparisons if (one.first, one.other) == pair]
@@ -220,7 +227,8 @@ def _memory_words(result: BenchResult) -> Iterator[str]:
 def _energy(result: BenchResult) -> Iterator[str]:
     for source in dict.fromkeys(artifact.energy_source for artifact in result.artifacts if artifact.energy_source):
         none, _, why = source.partition(": ")
-        yield f"no joules: {why}" if none == "none" else f"J/token: from {source}, what else the machine draws included"
+        told = f"J/token: from {source}; idle power and what else runs included"
+        yield f"no joules: {why}" if none == "none" else told
 
 
 def _cut(result: BenchResult) -> Iterator[str]:

@@ -51,7 +51,10 @@ def share(met: int, n: int, low: float, high: float) -> str:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest ends of the paths that tell them apart: file names, with folders only where names are the same."""
+    """The shortest ends of the paths that tell them apart: file names, with folders only where names are the same.
+
+    What cannot be printed (a line break, a byte that is no UTF-8) is written as Python does: it would break a table.
+    """
     unique = list(dict.fromkeys(paths))
     parts = {path: PurePath(path).parts or (path,) for path in unique}
     names = {}
@@ -60,7 +63,8 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
             end = parts[path][-keep:]
             if sum(other[-keep:] == end for other in parts.values()) == 1:
                 break
-        names[path] = os.path.join(*end)  # noqa: PTH118 (a name to read, not a path to open)
+        name = os.path.join(*end)  # noqa: PTH118 (a name to read, not a path to open)
+        names[path] = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
     return names
 
 

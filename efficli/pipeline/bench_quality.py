@@ -34,17 +34,19 @@ class Gates:
         if self.max_bytes is not None and size > self.max_bytes:
             raise FitError(f"{binary_bytes(size)}, at most {binary_bytes(self.max_bytes)} wanted", where=path.name)
         if self.max_kld is not None:
-            found = self._known(quality.kld_mean if quality else None, "KL divergence", path)
+            found = self._known(quality, quality.kld_mean if quality else None, "KL divergence", path)
             if not found <= self.max_kld:
                 raise GateError(f"mean KL divergence {found:.6f}, at most {self.max_kld:g} wanted", where=path.name)
         if self.min_top1 is not None:
-            found = self._known(quality.top1_agreement if quality else None, "top-1 agreement", path)
+            value = quality.top1_agreement if quality else None
+            found = self._known(quality, value, "top-1 agreement", path)
             if not found >= self.min_top1:
                 raise GateError(f"top-1 agreement {found:.4f}, at least {self.min_top1:g} wanted", where=path.name)
 
-    def _known(self, value: float | None, what: str, path: Path) -> float:
+    def _known(self, quality: Quality | None, value: float | None, what: str, path: Path) -> float:
         if value is None:
-            hint = "--base MODEL measures it"
+            embeds = quality is not None and quality.cosine_mean is not None
+            hint = "an embedding model has a cosine instead" if embeds else "--base MODEL measures it"
             raise GateError(f"no {what} is known of it, and a gate asks for one", where=path.name, hint=hint)
         return value
 
@@ -114,4 +116,5 @@ def _quality(certificate: Certificate) -> Quality | None:
         kld_mean=figures.get("kld_mean"),
         top1_agreement=figures.get("top1_agreement"),
         origin=certificate.origin,
+        cosine_mean=figures.get("cosine_mean"),
     )

@@ -161,3 +161,10 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
 )
 def test_what_names_share_goes_into_the_title(names, expected):
     assert chart._labels(names) == expected
+
+
+def test_a_name_is_neither_a_formula_nor_an_error(tmp_path):
+    for name in ("a$\\frac$b.gguf", "a\udcff\nb.gguf"):
+        draw(BenchResult(machine=MACHINE, artifacts=[artifact(name, 5, 100)]), tmp_path / "a.png")
+        two = [artifact(f"{n}{name}", 5 + n, 100) for n in (0, 1)]
+        draw(BenchResult(machine=MACHINE, artifacts=two), tmp_path / "a.png")

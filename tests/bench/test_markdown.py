@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from efficli.bench.figures import BenchResult
 from efficli.bench.markdown import to_markdown
 from tests.bench.made_results import MACHINE, artifact, everything, several
@@ -13,8 +15,11 @@ def cells(line):
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def table(text):
-    return [cells(line) for line in text.splitlines() if line.startswith("|")]
+def table(text, title=None):
+    """Cells of the first table, or of the one with that title."""
+    blocks = text.split("\n\n")
+    block = blocks[0] if title is None else blocks[1 + next(i for i, found in enumerate(blocks) if title in found)]
+    return [cells(line) for line in block.splitlines()]
 
 
 def test_one_row_an_artifact_with_what_a_reader_chooses_by():
@@ -32,7 +37,7 @@ def test_one_row_an_artifact_with_what_a_reader_chooses_by():
 
 def test_conditions_and_doubts_follow_and_no_star_becomes_a_list():
     text = to_markdown(several())
-    below = text.split("\n\n", 1)[1].splitlines()
+    below = text.rsplit("\n\n", 1)[1].splitlines()
     assert all(line.startswith("- ") for line in below)
     assert "2025-11-23" in below[-1] and "2 threads" in below[-1] and "llama-cpp-python 0.3.36" in below[-1]
     assert any("busy neighbour" in line for line in below) and r"- \* did not settle" in text
@@ -64,3 +69,29 @@ def test_signs_that_mean_something_in_markdown_are_escaped():
         message="a | b <i>\nc", where=None, hint=None, code=1
     )
     assert r"failed: a \| b \<i> c" in to_markdown(result)
+
+
+def test_what_else_was_asked_for_has_tables_of_its_own():
+    text = to_markdown(several())
+    heading, _, *rows = table(text, "reference-Q2_K.gguf over reference-Q4_K_M.gguf: ratio of tokens/s, in turns")
+    assert heading == ["", "ratio", "verdict", "pairs"]
+    assert ["prefill 512 tokens", "1.14 (1.12 - 1.15)", "faster", "7"] in rows
+    text = to_markdown(everything())
+    assert "in time, %" in table(text, "Scenario chat")[0]
+    assert "pi5-8g (predicted)" in table(text, "Predictions, not measurements")[0]
+    below = text.rsplit("\n\n", 1)[1]
+    assert "- predicted by t_token" in below and "- in time: share of the requests" in below
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("a|b.gguf", r"`a\|b.gguf`"),
+        ("a`b.gguf", "`` a`b.gguf ``"),
+        ("a\nb.gguf", r"`a\nb.gguf`"),
+        ("a\udcffb.gguf", r"`a\udcffb.gguf`"),
+    ],
+)
+def test_a_name_stays_in_its_cell(name, cell):
+    result = BenchResult(machine=MACHINE, artifacts=[artifact(name, 5, 100)])
+    assert table(to_markdown(result))[2][0] == cell

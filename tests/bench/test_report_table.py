@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from efficli.bench.figures import BenchResult, Series
+from efficli.bench.figures import BenchResult, Quality, Series
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.wording import conditions, cut_names, figure, number, short_names
 from efficli.console import Terminal
@@ -245,6 +245,7 @@ def test_names_are_as_short_as_they_can_be():
         "a/b/x.gguf": "b/x.gguf", "a/c/x.gguf": "c/x.gguf", "y.gguf": "y.gguf",
     }  # fmt: skip
     assert short_names(["x", "x"]) == {"x": "x"}
+    assert short_names(["a\nb", "ü\udcff"]) == {"a\nb": r"a\nb", "ü\udcff": r"ü\udcff"}
     assert short_names(["x.gguf", "a/x.gguf"])["a/x.gguf"] == "a/x.gguf"
     assert list(short_names(["x.gguf", "a/x.gguf"]).values()) == ["x.gguf", "a/x.gguf"]
 
@@ -274,3 +275,15 @@ def test_brackets_in_a_name_are_no_markup(capsys):
     for title, columns, rows in report_tables(result):
         Terminal().table(title, columns, rows, is_data=True)
     assert "m[b]-[red].gguf" in capsys.readouterr().out
+
+
+def test_quality_is_told_of_models_that_write_and_of_those_that_embed():
+    result = several()
+    result.artifacts[1].quality = Quality(kld_mean=None, top1_agreement=None, origin="minilm", cosine_mean=0.99962)
+    found = [table for table in report_tables(result) if table[0].startswith("Quality")]
+    assert [columns for _, columns, _ in found] == [
+        ["", "mean KL divergence", "top-1 agreement"],
+        ["", "mean cosine of embeddings"],
+    ]
+    assert found[1][2] == [["reference-Q2_K.gguf", "0.999620"]]
+    assert "minilm" in found[1][0]
