@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,12 +141,13 @@ class BenchView:
             raise MissingExtra("matplotlib", "plot")
 
     def interrupted(self, result: BenchResult) -> bool:
-        """Show what there is; whether there was anything."""
-        if not any(artifact.is_measured for artifact in result.artifacts):
-            return False
+        """Show what there is, and what had failed; whether anything was measured."""
         self.terminal.finish()
-        self._show(result)
-        return True
+        measured = any(artifact.is_measured for artifact in result.artifacts)
+        if measured:
+            self._show(result)
+        self._complain(failure for artifact in result.artifacts for failure in artifact.failures)
+        return measured
 
     def finished(self, result: BenchResult, *, dry_run: bool) -> int:
         """Show the result, and each failure on stderr; the exit code is that of the first failure."""
@@ -160,9 +161,26 @@ class BenchView:
                 discard(1)
             if self.chart is not None and not (failures and not any(artifact.tests for artifact in result.artifacts)):
                 failures += self._draw(result, self.chart)
+            if left_out := self._left_out(result):
+                self.terminal.note(left_out)
+        self._complain(failures)
+        return failures[0].code if failures else 0
+
+    def _complain(self, failures: Iterable[Failure]) -> None:
         for failure in dict.fromkeys(failures):
             self.terminal.complaint(failure.line, failure.hint)
-        return failures[0].code if failures else 0
+
+    def _left_out(self, result: BenchResult) -> str | None:
+        """What was measured and has no place in lines of speed tests."""
+        form = "--csv" if self.csv else "--jsonl" if self.jsonl else None
+        there = {
+            "starts": any(artifact.starts and not artifact.tests for artifact in result.artifacts),
+            "scenarios": any(artifact.scenarios for artifact in result.artifacts),
+            "ratios": bool(result.comparisons),
+            "predictions": any(artifact.predictions for artifact in result.artifacts),
+        }
+        names = ", ".join(name for name, is_there in there.items() if is_there)
+        return f"{form} has the speed tests, and not: {names}; --json has all" if form and names else None
 
     def _draw(self, result: BenchResult, path: Path) -> list[Failure]:
         """The chart; one that cannot be drawn is one more failure, and what was measured is on stdout by then."""

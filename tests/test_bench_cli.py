@@ -213,6 +213,14 @@ def test_compare_has_a_ratio_an_interval_and_a_verdict(capsys):
         assert re.search(rf"^{test} +{ratio} +{verdict} +5$", table, re.MULTILINE), table
 
 
+@pytest.mark.parametrize("form", ["--csv", "--jsonl"])
+def test_what_has_no_place_in_a_form_is_said(capsys, form):
+    words = ["--compare", "tiny.gguf", "other.gguf", *QUICK, "--target", "pi5-8g", form]
+    code, out, err = run(capsys, *words)
+    assert (code, len(out.splitlines())) == (0, 5 if form == "--csv" else 4)
+    assert err == f"note: {form} has the speed tests, and not: ratios, predictions; --json has all\n"
+
+
 def test_llama_cpps_short_options_and_what_they_set(capsys):
     words = ["tiny.gguf", *QUICK, "-ctk", "F32", "-ctv", "bf16", "-fa", "on", "-c", "128", "-d", "3"]
     code, out, err = run(capsys, *words, "--json")
@@ -260,6 +268,14 @@ def test_every_form_has_the_same_figures(capsys, measured):
         assert f"{low} - {high}" in table
         assert f"{low} - {high}" in markdown
     assert {"model_filename", "model_type", "model_size", "n_threads", "type_k", "test_time"} <= lines[0].keys()
+
+
+def test_what_is_interrupted_says_what_had_failed(capsys, measured):
+    view = BenchView(terminal=Terminal(), csv=False, jsonl=False, markdown=False, chart=None, force=False)
+    assert view.interrupted(measured)
+    out, err = capsys.readouterr()
+    assert "Decode" in out
+    assert err == f"error: {BROKEN[1][2]}\n{AGAIN}"
 
 
 def test_a_chart_is_a_picture(capsys, tmp_path):
