@@ -99,7 +99,8 @@ def _machine_and_model(result: BenchResult, artifact: ArtifactResult) -> dict[st
         "build_commit": str(build),
         "build_number": int(machine.get("build_number") or 0),
         "cpu_info": str(machine.get("cpu_info") or ""),
-        "model_filename": model.path if model else artifact.path,
+        # as it was given, as llama-bench has it: its readers take rows of another file name for another model
+        "model_filename": artifact.path,
         "model_type": model.description if model else "",
         "model_size": model.tensor_bytes if model else 0,
         "model_n_params": model.num_weights if model else 0,

@@ -126,6 +126,7 @@ def test_the_numbers_are_those_of_the_samples():
     assert (row["low_ts"], row["high_ts"]) == pytest.approx((min(rates), max(rates)))
     assert row["confidence"] == 0.9375 and row["n_samples"] == 5
     assert row["test_time"] == "2025-11-23T13:20:05Z"
+    assert row["model_filename"] == several().artifacts[0].path  # as it was given
 
 
 def test_our_own_figures_follow():
