@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Self
 from efficli.bench.engine import Repeat
 from efficli.bench.figures import MemoryResult, ModelFacts, RequestTimes, Settings, SpeedTest, StartTimes
 from efficli.chat import render
+from efficli.errors import CheckpointError
 from efficli.ops import page_cache
 from efficli.ops.process import memory_of
 from efficli.ops.worker import Limits, Worker
@@ -27,6 +29,12 @@ class GgufFile:
     path: Path
     generates: bool
     """False for an embedding model."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size; CheckpointError if it is gone."""
+        with _readable(self.path):
+            return self.path.stat().st_size
 
     def worker(self, settings: Settings, limits: Limits) -> Worker:
         """A process with the library loaded and the file not yet open."""
@@ -54,7 +62,7 @@ class GgufEngine:
         self.facts = ModelFacts(
             path=str(file.path),
             format="gguf",
-            nbytes=file.path.stat().st_size,
+            nbytes=file.nbytes,
             description=told["description"],
             tensor_bytes=told["tensor_bytes"],
             num_weights=told["num_weights"],
@@ -101,10 +109,12 @@ class GgufEngine:
             text=told["text"],
         )
 
-    def memory(self) -> MemoryResult:
-        """Peaks so far."""
+    def memory(self) -> MemoryResult | None:
+        """Peaks so far; None where the system does not tell."""
         self._worker.look()
         peaks = self._worker.peaks
+        if not peaks.rss:
+            return None
         return MemoryResult(
             peak_rss=peaks.rss,
             peak_anon=peaks.anon,
@@ -137,7 +147,8 @@ class GgufStarter:
     def start(self, *, cold: bool) -> StartTimes:
         """Start, load, compute one token; the file is first dropped from the page cache, or read into it."""
         path = self.file.path
-        there = page_cache.drop(path) if cold else _read_through(path)
+        with _readable(path):
+            there = page_cache.drop(path) if cold else _read_through(path)
         with self.file.worker(self.settings, self.limits) as worker:
             what = f"starting {path.name}"
             loaded = worker.ask({"do": "load", "generates": self.file.generates}, what=what)
@@ -149,6 +160,15 @@ class GgufStarter:
                 load_ns=loaded["load_ns"],
                 first_token_ns=first,
             )
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """An OSError of the block is the file's trouble: its header could be read before."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot be read any more: {error.strerror}", where=path.name) from error
 
 
 def _read_through(path: Path) -> float | None:

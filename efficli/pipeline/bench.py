@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from efficli.bench.figures import ArtifactResult, BenchResult
 from efficli.bench.rounds import Effort
 from efficli.bench.scenario import load_scenario, scenario_names
 from efficli.bench.suite import Energy, Plan, measure, measure_in_turns
-from efficli.errors import EffiError, UsageError
+from efficli.bench.wording import count
+from efficli.errors import EffiError, MissingExtra, UnsupportedError, UsageError
 from efficli.ops.energy import EnergyMeter, NoMeter, open_meter
 from efficli.ops.hardware import cpu_name, usable_memory
+from efficli.ops.process import memory_of
 from efficli.ops.worker import Limits
 from efficli.pipeline.bench_predict import predict_file
 from efficli.pipeline.bench_quality import Base, Gates, recorded_quality
@@ -87,10 +89,12 @@ def bench(
     request.check()
     if compare and named:
         raise UsageError("--compare and --scenario: scenarios are not run in turns", hint="run them without --compare")
-    if time_limit <= 0:
+    if not time_limit > 0:  # NaN too
         raise UsageError(f"--time-limit {time_limit:g}, expected more than 0 seconds")
     if memory_limit is not None and memory_limit <= 0:
         raise UsageError(f"--memory-limit {memory_limit}, expected more than 0 bytes")
+    if memory_limit is not None and memory_of(os.getpid()) is None:
+        raise UnsupportedError("--memory-limit: this system does not tell what memory a process has")
     if text is not None and base is None:
         raise UsageError("--text without --base: there is no model to compare with", hint="--base MODEL")
     words = [artifacts] if isinstance(artifacts, str | os.PathLike) else list(artifacts)
@@ -164,11 +168,9 @@ class _Run:
             found.settings = self.request.settings(file, tests)
             found.planned, found.planned_starts = tests, self.starts
             found.quality = recorded_quality(file.gguf.path)
-            if not file.generates:
-                left_out = "decode speed and scenarios" if self.request.scenarios else "decode speed"
-                found.notes.append(f"an embedding model: it reads and does not write, so there is no {left_out}")
             scenarios = self.request.scenarios if file.generates else ()
             found.planned_scenarios = tuple(scenario.name for scenario in scenarios)
+            found.notes += self._left_out(file, found)
             if not (tests or self.starts or scenarios):
                 hint = None if file.generates else "an embedding model reads and does not write: --n-prompt N"
                 raise UsageError(
@@ -185,6 +187,17 @@ class _Run:
                 scenarios=scenarios,
             )
             self.files.append((file, plan, found))
+
+    def _left_out(self, file: BenchFile, found: ArtifactResult) -> Iterator[str]:
+        """What was asked for and is not done, or not in the way that one may expect."""
+        if not file.generates:
+            asked = {"depth": any(self.request.depth or ()), "scenario": bool(self.request.scenarios)}
+            left_out = ", no ".join(["decode speed", *(what for what, is_asked in asked.items() if is_asked)])
+            yield f"an embedding model: it reads and does not write, so there is no {left_out}"
+        once = {"starts": self.starts, "scenarios": bool(found.planned_scenarios)}
+        if found.settings and len(self.request.threads or ()) > 1 and any(once.values()):
+            what = " and ".join(name for name, is_there in once.items() if is_there)
+            yield f"{what} with {count(found.settings.threads, 'thread')}, the first of --threads"
 
     def agree(self) -> None:
         """Artifacts that take turns run the same tests: as long as the shortest context allows, and that all can do."""
@@ -206,7 +219,8 @@ class _Run:
 
     def _predict(self, file: BenchFile, found: ArtifactResult) -> None:
         if found.settings:
-            depth = next((test.n_depth for test in found.planned if test.n_gen), 0)
+            # of the decode that the table sets beside the prediction
+            depth = min((test.n_depth for test in found.planned if test.n_gen), default=0)
             size = file.gguf.path.stat().st_size
             found.predictions = [
                 predict_file(target, file.header, size, found.settings, depth, found.memory) for target in self.targets
@@ -269,9 +283,13 @@ def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def machine() -> dict[str, object]:
-    """The class of this machine and what runs on it, without its name."""
+    """The class of this machine and what runs on it, without its name; MissingExtra where there is no runtime."""
     from efficli import __version__  # noqa: PLC0415 (the package imports this module)
 
+    try:
+        runtime = version("llama-cpp-python")
+    except PackageNotFoundError as error:
+        raise MissingExtra("llama-cpp-python", "gguf") from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu_info": cpu_name(),
@@ -280,7 +298,7 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {
             "efficli": __version__,
-            "llama-cpp-python": version("llama-cpp-python"),
+            "llama-cpp-python": runtime,
             "python": platform.python_version(),
         },
     }

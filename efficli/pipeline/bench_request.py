@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _FLASH = ("auto", "on", "off")
 _EXPECTED = "give what `efficli export` wrote, or a .gguf file"
 MOST_THREADS = 512
 """GGML_MAX_N_THREADS."""
+MOST_TOKENS = 2**31 - 1
+"""llama.cpp counts tokens in 32 bits: of a larger number it would take the rest."""
 LEAST = 5
 """Repeats below which no interval says anything."""
 
@@ -54,8 +57,8 @@ class BenchRequest:
         _numbers(self.n_prompt, "--n-prompt", 0)
         _numbers(self.n_gen, "--n-gen", 0)
         _numbers(self.depth, "--depth", 0)
-        if self.ctx is not None and self.ctx < 1:
-            raise UsageError(f"--ctx-size {self.ctx}, expected 1 or more")
+        if self.ctx is not None and not 1 <= self.ctx <= MOST_TOKENS:
+            raise UsageError(f"--ctx-size {self.ctx}, expected 1 to {MOST_TOKENS}")
         for option, type in (("--cache-type-k", self.cache_type_k), ("--cache-type-v", self.cache_type_v)):
             if type.lower() not in CACHE_TYPES:
                 hint = did_you_mean(type, CACHE_TYPES) or f"one of {', '.join(CACHE_TYPES)}"
@@ -70,7 +73,15 @@ class BenchRequest:
                 hint="fewer repeats give a number without knowing how far it is off",
             )
         if self.effort.most < self.effort.least:
-            raise UsageError(f"--max-repetitions {self.effort.most} is less than --repetitions {self.effort.least}")
+            raise UsageError(
+                f"--max-repetitions {self.effort.most} is less than --repetitions {self.effort.least}",
+                hint=f"--max-repetitions {self.effort.least}",
+            )
+        if not self.effort.patience >= 0:  # NaN too
+            raise UsageError(f"--patience {self.effort.patience:g}, expected 0 seconds or more")
+        for name, count in Counter(scenario.name for scenario in self.scenarios).items():
+            if count > 1:
+                raise UsageError(f"--scenario: {count} scenarios are called {name}", hint="change `name` in the YAML")
 
     def tests(self, file: BenchFile, most: int = 0) -> tuple[SpeedTest, ...]:
         """The speed tests of a file; UsageError for one that its context cannot hold.
@@ -171,7 +182,7 @@ def open_file(path: Path) -> BenchFile:
 def model_files(artifact: Path) -> list[Path]:
     """The model files that a word on the command line means: the file, or every one of the directory."""
     if artifact.is_dir():
-        found = sorted(artifact.glob("*.gguf"))
+        found = sorted(path for path in artifact.glob("*.gguf") if path.is_file())  # of a pipe, opening would wait
         if not found:
             raise CheckpointError(
                 "no .gguf file in it, expected an artifact",
@@ -188,6 +199,7 @@ def model_files(artifact: Path) -> list[Path]:
 
 
 def _numbers(values: Sequence[int] | None, option: str, least: int) -> None:
-    if values is not None and (not values or min(values) < least):
-        told = ",".join(map(str, values)) or "''"
-        raise UsageError(f"{option} {told}, expected {'numbers' if len(values) > 1 else 'a number'} from {least}")
+    if values is not None and (not values or min(values) < least or max(values) > MOST_TOKENS):
+        told, what = ",".join(map(str, values)) or "''", "numbers" if len(values or ()) > 1 else "a number"
+        most = f" to {MOST_TOKENS}" if values and max(values) > MOST_TOKENS else ""
+        raise UsageError(f"{option} {told}, expected {what} from {least}{most}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort
 from efficli.bench.suite import Energy, measure
 from efficli.chat import render
-from efficli.errors import FitError
+from efficli.errors import CheckpointError, FitError
 from efficli.ops.energy import open_meter
 from efficli.ops.page_cache import drop, resident
 from efficli.ops.worker import Limits
@@ -208,6 +209,22 @@ def test_peaks_are_those_seen_from_outside(large):
     assert memory.peak_file - memory.before_file > 70e6  # the mapped file
     assert 0 < memory.before_anon < memory.peak_anon
     assert max(memory.peak_anon, memory.peak_file) <= memory.peak_rss <= memory.peak_anon + memory.peak_file
+
+
+def test_memory_that_the_system_does_not_tell_is_not_zero(tiny, monkeypatch):
+    monkeypatch.setattr("efficli.ops.worker.memory_of", lambda pid: None)  # as where there is no /proc
+    result = measured(plan_of(tiny, PROMPT))
+    assert (result.memory, len(result.tests)) == (None, 1)
+
+
+def test_a_file_that_goes_away_is_its_own_failure(tiny, tmp_path):
+    path = shutil.copy(tiny, tmp_path / "gone.gguf")
+    starter = plan_of(path).starter
+    path.unlink()
+    for cold in (True, False):
+        with pytest.raises(CheckpointError) as caught:
+            starter.start(cold=cold)
+        assert caught.value.line == "gone.gguf: cannot be read any more: No such file or directory"
 
 
 def test_a_model_larger_than_the_limit_does_not_fit(large):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import gguf
@@ -14,7 +17,7 @@ import pytest
 
 import efficli
 from efficli.bench.figures import BenchResult
-from efficli.errors import CheckpointError, UsageError
+from efficli.errors import CheckpointError, MissingExtra, UnsupportedError, UsageError
 from efficli.progress import Silent
 from tests.bench.measuring import Interrupting, children, interrupt
 from tests.pipeline.bench_words import QUICK, codes, labels
@@ -58,6 +61,7 @@ def test_everything_of_a_file(spoken, tmp_path):
     assert prediction.to_json()["predicted"] is True
     assert prediction.memory.anon_known
     assert one.energy_source
+    assert one.notes == ["starts and scenarios with 2 threads, the first of --threads"]
     assert one.disturbance.seconds > 0
     told = json.loads(json.dumps(result.to_json()))
     assert set(told["machine"]) == {"cpu_info", "cores", "memory_bytes", "system", "versions"}
@@ -90,7 +94,8 @@ def test_an_embedding_model_is_measured_as_far_as_it_goes(tmp_path):
     result = efficli.bench([path], **QUICK | {"depth": (0, 9)}, scenarios=(str(tmp_path / "s.yaml"),))
     [one] = result.artifacts
     assert (labels(result), one.failure, one.scenarios) == ([["pp24"]], None, [])
-    assert one.notes == ["an embedding model: it reads and does not write, so there is no decode speed and scenarios"]
+    told = "an embedding model: it reads and does not write, so there is no decode speed, no depth, no scenario"
+    assert one.notes == [told]
     assert one.model.generates is False
 
 
@@ -105,6 +110,8 @@ def test_all_files_of_a_directory(tiny, tmp_path):
     for name in ("b", "a"):
         shutil.copy(tiny, tmp_path / f"{name}.gguf")
     (tmp_path / "README.md").write_text("x")
+    (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "pipe.gguf")  # to open it would be to wait
     result = efficli.bench(tmp_path, **QUICK)
     assert [Path(one.path).name for one in result.artifacts] == ["a.gguf", "b.gguf"]
     assert labels(result) == [["pp24", "tg8"]] * 2
@@ -193,13 +200,18 @@ def test_a_cache_type_that_does_not_fit_the_file(tiny):
     ({"n_gen": ()}, "--n-gen '', expected a number"),
     ({"depth": (-1,)}, "--depth -1"),
     ({"ctx": 0}, "--ctx-size 0"),
+    ({"ctx": 2**32 + 64}, "--ctx-size 4294967360, expected 1 to 2147483647"),
+    ({"n_prompt": (2**40,)}, "--n-prompt 1099511627776, expected a number from 0 to 2147483647"),
     ({"ctx": 16}, None),
     ({"repetitions": 4}, "--repetitions 4, expected 5 or more"),
     ({"max_repetitions": 4}, "--max-repetitions 4 is less than --repetitions 5"),
     ({"cache_type_k": "q9"}, "--cache-type-k 'q9' is no type of the KV cache"),
     ({"cache_type_v": "q8_0", "flash_attn": "off"}, "needs flash attention"),
     ({"flash_attn": "maybe"}, "--flash-attn 'maybe'"),
+    ({"patience": -1.0}, "--patience -1, expected 0 seconds or more"),
+    ({"patience": math.nan}, "--patience nan"),
     ({"time_limit": 0}, "--time-limit 0"),
+    ({"time_limit": math.nan}, "--time-limit nan"),
     ({"memory_limit": 0}, "--memory-limit 0"),
     ({"text": "x"}, "--text without --base"),
     ({"targets": ("pi9",)}, "pi9"),
@@ -217,6 +229,40 @@ def test_usage_errors_come_before_anything_runs(tiny, options, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         efficli.bench([tiny], **QUICK | options, into=result)
     assert not any(one.is_measured for one in result.artifacts)
+
+
+def test_two_scenarios_of_one_name_are_refused(tiny, tmp_path):
+    """One would hide the other in every table."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(SCENARIO)
+    with pytest.raises(UsageError, match="2 scenarios are called short"):
+        efficli.bench([tiny], **QUICK, scenarios=[str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
+
+
+def test_without_a_runtime_the_extra_is_named(tiny, monkeypatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(sys.modules["efficli.pipeline.bench"], "version", absent)
+    with pytest.raises(MissingExtra) as caught:
+        efficli.bench([tiny], **QUICK)
+    assert caught.value.hint == "pip install 'efficli[gguf]'"
+
+
+def test_a_limit_that_cannot_be_held_is_refused(tiny, monkeypatch):
+    # as where there is no /proc
+    monkeypatch.setattr(sys.modules["efficli.pipeline.bench"], "memory_of", lambda pid: None)
+    with pytest.raises(UnsupportedError, match="--memory-limit: this system does not tell"):
+        efficli.bench([tiny], **QUICK, memory_limit=1 << 30)
+
+
+def test_what_is_predicted_is_what_stands_beside_it(tiny):
+    """The decode with least before it, in whatever order depths are given."""
+    predicted = [
+        efficli.bench([tiny], depth=depth, targets=("pi5-8g",), dry_run=True).artifacts[0].predictions
+        for depth in ((100, 0), (0,), (100,))
+    ]
+    assert predicted[0] == predicted[1] != predicted[2]
 
 
 def test_no_artifact_and_a_base_that_is_not_there(tiny, tmp_path):
