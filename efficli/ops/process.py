@@ -125,9 +125,9 @@ def ran_on(pid: int, before: Mapping[int, ThreadTime]) -> frozenset[int]:
 
 
 def confine(pid: int, cpus: Iterable[int]) -> None:
-    """Let all its threads run on these CPUs only; those that have ended meanwhile are passed over."""
+    """Let all its threads run on these CPUs only, as far as the system allows; ended ones are passed over."""
     for number in _of_each_thread(pid, "stat"):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # a CPU may have gone, and some sandboxes allow no affinity
             os.sched_setaffinity(number, cpus)
 
 
