@@ -38,6 +38,7 @@ class Job:
     epilog="""
 Examples:
   efficli export reference -o out --type Q4_K_M
+  efficli bench out --scenario chat
   efficli try out --base reference -p "def read_lines(path):"
 
 Exit codes:
