@@ -32,6 +32,8 @@ from efficli.ops.statistics import estimate
 
 QUESTION = "Does `efficli bench` measure what llama-bench measures, on the same libraries?"
 WITHIN = 0.05
+HANGS_S = 600
+"""A run takes seconds: one that takes so long does not end."""
 N_PROMPT, N_GEN, REPEATS = 512, 128, 5
 FILES = {
     "reference": {"Q8_0": "reference/Q8_0", "Q4_K_M": "reference/Q4_K_M"},
@@ -90,7 +92,12 @@ class Peers:
         else:
             command = [sys.executable, "-m", "efficli", "bench", str(path), "--jsonl", *work]
             command += ["--max-repetitions", str(REPEATS), "--no-starts", "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=self.environment, check=False, timeout=HANGS_S
+            )
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"{' '.join(command)}: did not end in {HANGS_S} s") from None
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
         rows = [json.loads(line) for line in done.stdout.splitlines()]
