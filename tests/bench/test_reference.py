@@ -1,4 +1,4 @@
-"""The certificate on the reference checkpoint: what a user sees first."""
+"""The certificate and the bench of the reference checkpoint: what a user sees first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import efficli
 from efficli.bench.quality import certify_all
 from efficli.checkpoint import open_checkpoint
 from tests.converted import convert
@@ -34,3 +35,13 @@ def test_order_by_pytorch(tmp_path: Path) -> None:
     for less, more in pairwise(found):
         assert less["kld_mean"] + 5 * more["kld_mean_stderr"] < more["kld_mean"]
         assert less["top1_agreement"] > more["top1_agreement"]
+
+
+@pytest.mark.slow
+def test_a_bench_at_defaults_takes_less_than_a_minute(tmp_path: Path) -> None:
+    """However noisy the machine: repeats beyond the least have a limit of their own."""
+    result = efficli.bench(convert("reference", tmp_path, "Q4_K_M"))
+    [one] = result.artifacts
+    assert [test.test.label for test in one.tests] == ["pp128", "pp512", "tg128"]
+    assert len(one.starts) == 2
+    assert result.seconds < 60
