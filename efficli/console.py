@@ -94,9 +94,11 @@ class Terminal:
             except BrokenPipeError:  # stderr has the line, and the exit code is the error's
                 discard(1)
 
-    def complaint(self, line: str, hint: str | None) -> None:
+    def complaint(self, line: str, hint: str | None, *, log: str | None = None) -> None:
         """A failure on stderr and nowhere else: what was asked for is on stdout nonetheless."""
         self.finish()
+        if log:
+            self._line(log)
         self._line(f"error: {line}")
         if hint:
             self._line(f"hint: {hint}")

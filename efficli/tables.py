@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from efficli.bench.certificate_table import table as certificate_lines
 from efficli.bench.chart import draw
-from efficli.bench.figures import Failure
+from efficli.bench.failure import Failure
 from efficli.bench.markdown import to_markdown
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.rows import to_csv, to_jsonl
@@ -168,7 +168,7 @@ class BenchView:
 
     def _complain(self, failures: Iterable[Failure]) -> None:
         for failure in dict.fromkeys(failures):
-            self.terminal.complaint(failure.line, failure.hint)
+            self.terminal.complaint(failure.line, failure.hint, log=failure.log)
 
     def _left_out(self, result: BenchResult) -> str | None:
         """What was measured and has no place in lines of speed tests."""

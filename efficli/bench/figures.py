@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
+from efficli.bench.failure import Failure
 from efficli.errors import EffiError
+from efficli.ops.child import ChildError
 from efficli.ops.statistics import Estimate, Quantiles, estimate
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -238,26 +240,6 @@ class StartTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why an artifact, or a scenario, was not measured: an EffiError as values."""
-
-    message: str
-    where: str | None
-    hint: str | None
-    code: int
-
-    @classmethod
-    def of(cls, error: EffiError) -> Self:
-        """The error's words and its exit code."""
-        return cls(message=error.message, where=error.where, hint=error.hint, code=error.exit_code)
-
-    @property
-    def line(self) -> str:
-        """The one line that a user reads."""
-        return f"{self.where}: {self.message}" if self.where else self.message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """From the artifact's certificate, or measured now with `--base`."""
 
@@ -294,10 +276,11 @@ class ArtifactResult:
     notes: list[str] = field(default_factory=list)
     failure: Failure | None = None
 
-    def fail(self, error: EffiError) -> None:
+    def fail(self, error: EffiError | ChildError) -> None:
         """Note why it could not be measured; an error about its file names it as the user did."""
         self.failure = Failure.of(error)
-        if error.where is not None and PurePath(error.where).name == PurePath(self.path).name:
+        where = self.failure.where
+        if where is not None and PurePath(where).name == PurePath(self.path).name:
             self.failure = replace(self.failure, where=self.path)
 
     @property
@@ -329,7 +312,7 @@ class ArtifactResult:
             "disturbance": self.disturbance and self.disturbance.to_json(),
             "energy_source": self.energy_source,
             "notes": self.notes,
-            "error": self.failure and asdict(self.failure),
+            "error": self.failure and self.failure.to_json(),
         }
 
 

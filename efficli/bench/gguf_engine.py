@@ -36,6 +36,14 @@ class GgufFile:
         with _readable(self.path):
             return self.path.stat().st_size
 
+    def open(self, settings: Settings, limits: Limits) -> GgufEngine:
+        """The file, open in a process of its own."""
+        return GgufEngine(self, settings, limits)
+
+    def starter(self, settings: Settings, limits: Limits) -> GgufStarter:
+        """Fresh processes of it."""
+        return GgufStarter(file=self, settings=settings, limits=limits)
+
     def worker(self, settings: Settings, limits: Limits) -> Worker:
         """A process with the library loaded and the file not yet open."""
         argument = {"path": str(self.path), "settings": settings.to_json()}

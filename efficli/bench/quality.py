@@ -177,9 +177,13 @@ def certify_all(
     threads: int | None = None,
     tokenize: Callable[[str], Sequence[int]] | None = None,
     origin_name: str | None = None,
+    stall_s: float | None = None,
     progress: Progress | None = None,
 ) -> list[Certificate]:
-    """As `certify`, for several files of one model: the origin, the slower side, runs once for all of them."""
+    """As `certify`, for several files of one model: the origin, the slower side, runs once for all of them.
+
+    `stall_s`: FitError after so many seconds without progress.
+    """
     if ctx < 8:
         raise UsageError(f"a context of {ctx} tokens, expected 8 or more")
     if origin is None:
@@ -197,7 +201,7 @@ def certify_all(
         threads=threads,
     )
     what = f"measuring {', '.join(file.name for file in artifact_files)}"
-    found = run_child("efficli.bench.measure:measure", request.to_json(), what=what, progress=progress)
+    found = run_child("efficli.bench.measure:measure", request.to_json(), what=what, stall_s=stall_s, progress=progress)
     name = origin_name or origin.name
     return [_certificate(file.name, name, seed, one) for file, one in zip(artifact_files, found, strict=True)]
 

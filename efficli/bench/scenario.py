@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from efficli import strict_schema
 from efficli.bench.engine import Engine, Starter
 from efficli.bench.excerpts import Excerpts
-from efficli.bench.figures import Failure
+from efficli.bench.failure import Failure
 from efficli.bench.scenario_result import Figure, Sample, ScenarioResult
 from efficli.checkpoint.files import read_bytes
 from efficli.data import documents

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from efficli.bench.figures import NS_PER_MS, Failure, RequestTimes, Series, StartTimes
+from efficli.bench.failure import Failure
+from efficli.bench.figures import NS_PER_MS, RequestTimes, Series, StartTimes
 from efficli.ops.statistics import quantile, share_interval
 
 Figure = Literal["ttft_ms", "tpot_ms", "total_ms"]
@@ -162,7 +163,7 @@ class ScenarioResult:
             "samples": [{**sample.to_json(), "good": self._is_good(sample)} for sample in self.samples],
             "sha256": self.sha256,
             "notes": self.notes,
-            "error": self.failure and asdict(self.failure),
+            "error": self.failure and self.failure.to_json(),
         }
 
     def _meets(self, sample: Sample, figure: Figure) -> bool:

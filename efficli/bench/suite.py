@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from efficli.bench.engine import Repeat
+from efficli.bench.engine import Engine, ModelFile, Repeat, Starter
 from efficli.bench.figures import (
     NS_PER_MS,
     NS_PER_S,
@@ -22,10 +22,10 @@ from efficli.bench.figures import (
     StartResult,
     StartTimes,
 )
-from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.rounds import Effort, Task, run_rounds
 from efficli.bench.scenario import Scenario, run_scenario
-from efficli.errors import EffiError, UsageError
+from efficli.errors import CheckpointError, EffiError, SecurityError, UsageError
+from efficli.ops.child import ChildError
 from efficli.ops.disturbance import Watch
 from efficli.ops.energy import EnergyMeter
 from efficli.ops.process import confine, ran_on, thread_times, wait_for_rest
@@ -60,7 +60,7 @@ class Energy:
 class Plan:
     """What is to be measured of one artifact."""
 
-    file: GgufFile
+    file: ModelFile
     settings: Settings
     limits: Limits
     effort: Effort
@@ -69,9 +69,13 @@ class Plan:
     scenarios: tuple[Scenario, ...]
 
     @property
-    def starter(self) -> GgufStarter:
+    def starter(self) -> Starter:
         """Starts it as it is measured."""
-        return GgufStarter(file=self.file, settings=self.settings, limits=self.limits)
+        return self.file.starter(self.settings, self.limits)
+
+    def open(self) -> Engine:
+        """The file as it is measured."""
+        return self.file.open(self.settings, self.limits)
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ class _Record:
     repeats: list[Repeat] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
 
-    def take(self, engine: GgufEngine, energy: Energy) -> float:
+    def take(self, engine: Engine, energy: Energy) -> float:
         """Measure once; tokens per second."""
         self.began = self.began or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         before, began = energy.joules(), time.monotonic_ns()
@@ -96,7 +100,7 @@ class _Record:
         self.repeats.append(repeat)
         return self.test.tokens * NS_PER_S / repeat.ns
 
-    def once(self, engine: GgufEngine, energy: Energy) -> tuple[float]:
+    def once(self, engine: Engine, energy: Energy) -> tuple[float]:
         """As a Task wants it."""
         return (self.take(engine, energy),)
 
@@ -130,7 +134,7 @@ def measure(plan: Plan, result: ArtifactResult, *, energy: Energy, progress: Pro
 def _measure_open(plan: Plan, result: ArtifactResult, watch: _OwnWatch, energy: Energy, progress: Progress) -> None:
     """What is measured with the file open."""
     name = plan.file.path.name
-    with GgufEngine(plan.file, plan.settings, plan.limits) as engine:
+    with plan.open() as engine:
         result.model = engine.facts
         records = [_Record(test) for test in plan.tests]
         with _reported(plan, result, engine, records):
@@ -184,7 +188,7 @@ def _take_turns(
     """Measure all of them in turns; False if one failed, of which then no comparison but its own is kept."""
     effort, tests = pairs[0][0].effort, pairs[0][0].tests
     engines, records, results = (
-        list[GgufEngine](),
+        list[Engine](),
         [[_Record(test) for test in tests] for _ in pairs],
         [r for _, r in pairs],
     )
@@ -193,7 +197,7 @@ def _take_turns(
         with contextlib.ExitStack() as stack:
             for (plan, result), own in zip(pairs, records, strict=True):
                 with _blamed(result):
-                    engine = stack.enter_context(GgufEngine(plan.file, plan.settings, plan.limits))
+                    engine = stack.enter_context(plan.open())
                     stack.enter_context(_reported(plan, result, engine, own))
                     result.model = engine.facts
                     engines.append(engine)
@@ -225,7 +229,7 @@ def _blamed(result: ArtifactResult) -> Iterator[None]:
     """An EffiError of the block is this artifact's failure; _Stopped is raised instead of it."""
     try:
         yield
-    except EffiError as error:
+    except (EffiError, ChildError) as error:
         result.fail(error)
         raise _Stopped from None
 
@@ -256,7 +260,7 @@ class _Turns:
     """One test of several artifacts, a round at a time."""
 
     records: list[_Record]
-    engines: list[GgufEngine]
+    engines: list[Engine]
     results: Sequence[ArtifactResult]
     energy: Energy
     ratios: list[list[float]] = field(default_factory=list)
@@ -316,7 +320,7 @@ def _watched(results: Sequence[ArtifactResult]) -> Iterator[_OwnWatch]:
 
 
 @contextlib.contextmanager
-def _reported(plan: Plan, result: ArtifactResult, engine: GgufEngine, records: Sequence[_Record]) -> Iterator[None]:
+def _reported(plan: Plan, result: ArtifactResult, engine: Engine, records: Sequence[_Record]) -> Iterator[None]:
     """However the block ends, put what was measured into the result."""
     try:
         yield
@@ -325,7 +329,7 @@ def _reported(plan: Plan, result: ArtifactResult, engine: GgufEngine, records: S
         result.memory = engine.memory()
 
 
-def _warm_up(engine: GgufEngine, tests: Sequence[SpeedTest], name: str, progress: Progress) -> None:
+def _warm_up(engine: Engine, tests: Sequence[SpeedTest], name: str, progress: Progress) -> None:
     """Each test once, of generation one token, as llama-bench does: pages, caches and clocks are then up."""
     progress.start(f"{name}: warm-up", len(tests), "tests")
     for test in tests:
@@ -335,7 +339,7 @@ def _warm_up(engine: GgufEngine, tests: Sequence[SpeedTest], name: str, progress
     progress.finish()
 
 
-def _run_scenarios(plan: Plan, result: ArtifactResult, engine: GgufEngine | None, progress: Progress) -> None:
+def _run_scenarios(plan: Plan, result: ArtifactResult, engine: Engine | None, progress: Progress) -> None:
     """Those that need the engine, or without one those that must not have it open; one that cannot run stops no other.
 
     Why it cannot is then in its own result.
@@ -354,7 +358,7 @@ def _run_scenarios(plan: Plan, result: ArtifactResult, engine: GgufEngine | None
                 within=plan.effort.within,
                 begin=result.scenarios.append,
             )
-        except UsageError:
+        except (UsageError, CheckpointError, SecurityError):
             continue
         finally:
             progress.finish()

@@ -46,6 +46,7 @@ def run_child(
     *,
     what: str,
     timeout_s: float | None = None,
+    stall_s: float | None = None,
     progress: Progress | None = None,
     runtime: str = "llama.cpp",
 ) -> Any:
@@ -53,16 +54,19 @@ def run_child(
 
     `argument` and the result are JSON-able. `what` completes "... while {what}" ("loading model.gguf"). `runtime` is
     the C library that is blamed for a crash. Errors: an EffiError of the child is raised here with its class, hint
-    and place; a crash is an UnsupportedError that says what to do; running out of memory or of `timeout_s` a FitError;
-    any other exception a ChildError with the child's traceback.
+    and place; a crash is an UnsupportedError that says what to do; running out of memory or of `timeout_s`, or
+    `stall_s` without a sign of progress, a FitError; any other exception a ChildError with the child's traceback.
     """
     request = json.dumps({"function": function, "argument": argument, "parent": os.getpid()}).encode()
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    limits = [seconds for seconds in (timeout_s, stall_s) if seconds is not None]
+    deadline = time.monotonic() + min(limits) if limits else None
     process, reader = spawn(_BOOTSTRAP)
-    talk = _Conversation(process, reader, request, deadline, progress or Silent())
+    talk = _Conversation(process, reader, request, deadline, progress or Silent(), stall_s)
     try:
         talk.hold()
     except TimeoutError:
+        if stall_s is not None:
+            raise FitError(f"{what} showed no progress for {stall_s:g} s, and was stopped") from None
         raise FitError(f"{what} took more than {timeout_s:g} s") from None
     finally:
         talk.close()
@@ -104,6 +108,7 @@ class _Conversation:
     request: bytes
     deadline: float | None
     progress: Progress
+    stall_s: float | None = None
     answer: dict[str, Any] = field(default_factory=dict)
     log: bytearray = field(default_factory=bytearray)
     _pending: bytearray = field(default_factory=bytearray)
@@ -178,6 +183,8 @@ class _Conversation:
         return bool(data)
 
     def _receive(self, message: dict[str, Any]) -> None:
+        if self.stall_s is not None:
+            self.deadline = time.monotonic() + self.stall_s
         if "start" in message:
             self.progress.start(*message["start"])
         elif "advance" in message:

@@ -40,6 +40,8 @@ class Limits:
     """What a worker may take: bytes of resident memory, and seconds for one request; None is no limit."""
 
     memory: int | None = None
+    files: bool = True
+    """Whether pages of files count: a kernel can drop them, a device without room for them reads its card instead."""
     seconds: float | None = None
 
 
@@ -199,10 +201,10 @@ class Worker:
         limit, seen = self.limits.memory, self._seen
         if limit is None or seen is None:
             return
-        anon, file = seen.rss_anon + seen.rss_shmem, seen.rss_file
+        anon, file = seen.rss_anon + seen.rss_shmem, seen.rss_file if self.limits.files else 0
         if anon + file > limit:
             found = f"{binary_bytes(anon)} of its own and {binary_bytes(file)} of files"
-        elif seen.peak_rss > limit:
+        elif self.limits.files and seen.peak_rss > limit:
             found = f"{binary_bytes(seen.peak_rss)} for a moment"
         else:
             return

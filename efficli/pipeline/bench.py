@@ -17,6 +17,7 @@ from efficli.bench.scenario import load_scenario, scenario_names
 from efficli.bench.suite import Energy, Plan, measure, measure_in_turns
 from efficli.bench.wording import count
 from efficli.errors import EffiError, MissingExtra, UnsupportedError, UsageError
+from efficli.ops.child import ChildError
 from efficli.ops.energy import EnergyMeter, NoMeter, open_meter
 from efficli.ops.hardware import cpu_name, usable_memory
 from efficli.ops.process import memory_of
@@ -103,7 +104,7 @@ def bench(
     result = BenchResult(machine={}) if into is None else into
     run = _Run(
         request=request,
-        limits=Limits(memory=memory_limit or usable_memory(), seconds=time_limit),
+        limits=Limits(memory=memory_limit or usable_memory(), files=memory_limit is not None, seconds=time_limit),
         starts=starts,
         targets=tuple(load_target(name) for name in targets),
         gates=Gates(max_kld=max_kld, min_top1=min_top1, max_bytes=max_bytes),
@@ -167,7 +168,7 @@ class _Run:
             tests = self.request.tests(file)
             found.settings = self.request.settings(file, tests)
             found.planned, found.planned_starts = tests, self.starts
-            found.quality = recorded_quality(file.gguf.path)
+            found.quality = recorded_quality(file.gguf.path, found.notes)
             scenarios = self.request.scenarios if file.generates else ()
             found.planned_scenarios = tuple(scenario.name for scenario in scenarios)
             found.notes += self._left_out(file, found)
@@ -255,7 +256,11 @@ class _Run:
         if self.base is not None and good:
             threads = max(self.request.threads or (0,)) or None
             qualities = self.base.measure(
-                [path for path, _ in good], threads=threads, seed=self.request.seed, progress=self.progress
+                [path for path, _ in good],
+                threads=threads,
+                seed=self.request.seed,
+                stall_s=self.limits.seconds,
+                progress=self.progress,
             )
             for (_, found), quality in zip(good, qualities, strict=True):
                 with _noted(found):
@@ -274,7 +279,7 @@ def _noted(found: ArtifactResult) -> Iterator[None]:
     """An error of this artifact becomes its failure: the others go on."""
     try:
         yield
-    except EffiError as error:
+    except (EffiError, ChildError) as error:
         found.fail(error)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from efficli.artifact import read_artifact
+from efficli.artifact.manifest import hash_file
 from efficli.bench.figures import Quality
 from efficli.bench.quality import Certificate, certify_all
 from efficli.bench.texts import evaluation_texts
@@ -51,12 +52,18 @@ class Gates:
         return value
 
 
-def recorded_quality(path: Path) -> Quality | None:
-    """What the manifest beside a file says of it; None where there is none, or the file is not the one it names."""
+def recorded_quality(path: Path, notes: list[str]) -> Quality | None:
+    """What the manifest beside a file says of it; None where there is none, or the file is not the one it names.
+
+    A note says if a certificate is there, and of another file: the file is hashed to know.
+    """
     try:
         manifest = read_artifact(path.parent).manifest
         for entry in manifest.get("artifacts", ()):
             if entry.get("path") == path.name and entry.get("certificate"):
+                if entry.get("sha256") != hash_file(path):
+                    notes.append("the certificate beside it is of another file with its name: not used")
+                    return None
                 return _quality(Certificate.from_json(entry["certificate"]))
     except EffiError:  # no artifact, or one of another version: a file all the same
         return None
@@ -87,7 +94,7 @@ class Base:
         return cls(name=name, origin=open_base(name, stack, None, trust_remote_code, progress), text=path)
 
     def measure(
-        self, paths: Sequence[Path], *, threads: int | None, seed: int, progress: Progress
+        self, paths: Sequence[Path], *, threads: int | None, seed: int, stall_s: float | None, progress: Progress
     ) -> list[Quality | EffiError | None]:
         """The quality of files, or why it could not be measured; the base, the slower side, runs once for all."""
         try:
@@ -98,12 +105,15 @@ class Base:
                 threads=threads,
                 seed=seed,
                 origin_name=self.name,
+                stall_s=stall_s,
                 progress=progress,
             )
         except EffiError as error:
             if len(paths) == 1:
                 return [error]
-            each = [self.measure([path], threads=threads, seed=seed, progress=progress) for path in paths]
+            each = [
+                self.measure([path], threads=threads, seed=seed, stall_s=stall_s, progress=progress) for path in paths
+            ]
             return [quality for [quality] in each]
         return [_quality(certificate) for certificate in found]
 

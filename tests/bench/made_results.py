@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+from efficli.bench.failure import Failure
 from efficli.bench.figures import (
     ArtifactResult,
     BenchResult,
     Comparison,
-    Failure,
     MemoryResult,
     ModelFacts,
     Quality,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from efficli.bench.excerpts import Excerpts
-from efficli.bench.figures import Failure, Settings
+from efficli.bench.failure import Failure
+from efficli.bench.figures import Settings
 from efficli.bench.gguf_engine import GgufEngine, GgufFile, GgufStarter
 from efficli.bench.scenario import FOLDER, Scenario, load_scenario, run_scenario, scenario_names
 from efficli.bench.scenario_result import FIGURES, ScenarioResult

@@ -91,3 +91,12 @@ def crash_at_exit(argument, progress: Progress):
 def leave_noisily(argument, progress: Progress):
     os.write(2, b"x" * 3_000_000)
     os._exit(1)
+
+
+def plod(argument, progress: Progress):
+    """Twice as long as the stall limit of its test, and a sign of life every now and then."""
+    progress.start("steps", 8, "steps")
+    for _ in range(8):
+        time.sleep(argument)
+        progress.advance(1)
+    return "there"

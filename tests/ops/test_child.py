@@ -232,3 +232,9 @@ def test_the_log_is_bounded():
     with pytest.raises(ChildError) as caught:
         run_child("in_child:leave_noisily", None, what="leaving")
     assert len(str(caught.value)) < LOG_BYTES + 1000
+
+
+def test_a_stall_is_a_time_without_progress():
+    assert run_child("in_child:plod", 0.5, what="plodding", stall_s=2.0) == "there"
+    with pytest.raises(FitError, match=r"^plodding showed no progress for 0\.5 s, and was stopped$"):
+        run_child("in_child:plod", 60, what="plodding", stall_s=0.5)

@@ -267,12 +267,17 @@ def test_memory_above_the_limit_is_told_with_its_figures():
         assert not alive(worker.pid)
 
 
-def test_pages_of_files_count_for_the_limit(tmp_path):
+def test_pages_of_files_count_unless_nobody_set_the_limit(tmp_path):
+    """A kernel that is short of memory drops them: the machine's own limit is one of what cannot be dropped."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(MIB) * 90)
     limits = Limits(memory=80 * MIB)
     with open_worker(limits=limits) as worker, pytest.raises(FitError, match=r"of files, the limit is 80\.00 MiB"):
         worker.ask({"do": "map_file", "path": str(path)})
+    with open_worker(limits=Limits(memory=80 * MIB, files=False)) as worker:
+        worker.ask({"do": "map_file", "path": str(path)})
+        with pytest.raises(FitError, match="out of memory"):
+            worker.ask({"do": "allocate", "mib": 100, "keep": True})
 
 
 def test_more_than_the_limit_for_a_moment_is_too_much():

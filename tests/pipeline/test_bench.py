@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import efficli
+from efficli import cli
+from efficli.bench import gguf_engine
 from efficli.bench.figures import BenchResult
 from efficli.errors import CheckpointError, MissingExtra, UnsupportedError, UsageError
 from efficli.progress import Silent
@@ -369,3 +371,19 @@ def test_joules_of_a_command_that_says_five_watts(tiny):
     for told in result.artifacts[0].tests:
         seconds = sorted(told.samples_ns)[len(told.samples_ns) // 2] / 1e9
         assert told.energy.estimate.median == pytest.approx(5 * seconds / told.test.tokens, rel=0.1)
+
+
+def test_a_process_that_ends_itself_is_the_failure_of_its_file_and_no_others(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gguf_engine, "_SESSION", "tests.bench.measuring:open_or_leave")
+    leaves = tmp_path / "leaves.gguf"
+    leaves.write_bytes(tiny.read_bytes())
+    bad, good = efficli.bench([leaves, tiny], **QUICK).artifacts
+    assert good.failure is None and len(good.tests) == 2
+    assert (bad.failure.code, bad.tests) == (70, [])
+    assert bad.failure.message == "the child process failed while running leaves.gguf (exit code 1)"
+    assert bad.failure.log == "the library has had enough"
+    words = ["bench", str(leaves), str(tiny), "-p", "8", "-n", "4", "--no-starts", "--patience", "0"]
+    assert cli.main(words) == 70
+    told = capsys.readouterr()
+    assert "the library has had enough\nerror: the child process failed while" in told.err
+    assert "prefill" in told.out.lower()

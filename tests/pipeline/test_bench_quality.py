@@ -11,6 +11,7 @@ import pytest
 
 import efficli
 from efficli.artifact import draft
+from efficli.artifact.manifest import hash_file
 from efficli.bench.quality import Certificate, Row
 from efficli.export.gguf.parse import read_gguf
 from efficli.ops.llama import LlamaFile, StockContext
@@ -40,9 +41,19 @@ def publish(folder: Path, path: Path, **certificate) -> Path:
     )
     with draft(folder, inputs=[], needs_bytes=0, force=False) as files:
         shutil.copy(path, files.path / path.name)
-        entry = {"path": path.name, "certificate": made.to_json()}
+        entry = {"path": path.name, "sha256": hash_file(path), "certificate": made.to_json()}
         files.commit({"tool": {"name": "efficli"}, "artifacts": [entry]}, {})
     return folder
+
+
+def test_a_certificate_is_of_one_file_only(tiny, tmp_path):
+    folder = publish(tmp_path / "artifact", tiny)
+    data = bytearray(tiny.read_bytes())
+    data[-1] ^= 1
+    (folder / tiny.name).write_bytes(data)
+    [one] = efficli.bench(folder, **QUICK, max_kld=1.0).artifacts
+    assert one.quality is None and one.failure.code == 3
+    assert "the certificate beside it is of another file with its name: not used" in one.notes
 
 
 def test_gates_hold_against_the_certificate_of_an_artifact(tiny, tmp_path):
