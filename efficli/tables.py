@@ -146,6 +146,8 @@ class BenchView:
         measured = any(artifact.is_measured for artifact in result.artifacts)
         if measured:
             self._show(result)
+            if self.chart is not None:
+                self.terminal.note(f"{self.chart} was not drawn: a chart is of a whole run")
         self._complain(failure for artifact in result.artifacts for failure in artifact.failures)
         return measured
 

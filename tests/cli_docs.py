@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# Commands
@@ -15,7 +16,12 @@ Generated from the help texts by `make docs`; `make lint` fails where the two di
 
 def page() -> str:
     """The text of docs/cli.md."""
-    os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", TERMINAL_WIDTH="100")
+    # for the length of this call: a test that runs it must not leave its own terminal to the next one
+    with mock.patch.dict(os.environ, COLUMNS="100", TERM="dumb", NO_COLOR="1", TERMINAL_WIDTH="100"):
+        return _page()
+
+
+def _page() -> str:
     import typer.main
 
     from efficli.cli import app

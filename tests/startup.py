@@ -28,7 +28,7 @@ def bare_app() -> str:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("efficli", "__future__")):
             continue
         if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            if node.name != "option":
+            if not node.name.endswith("option"):
                 continue
         elif isinstance(node, ast.FunctionDef):
             node.body = [part for part in node.body[:1] if isinstance(part, ast.Expr)] or [ast.Pass()]

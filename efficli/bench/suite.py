@@ -187,11 +187,9 @@ def _take_turns(
 ) -> bool:
     """Measure all of them in turns; False if one failed, of which then no comparison but its own is kept."""
     effort, tests = pairs[0][0].effort, pairs[0][0].tests
-    engines, records, results = (
-        list[Engine](),
-        [[_Record(test) for test in tests] for _ in pairs],
-        [r for _, r in pairs],
-    )
+    engines: list[Engine] = []
+    records = [[_Record(test) for test in tests] for _ in pairs]
+    results = [result for _, result in pairs]
     known = len(comparisons)
     try:
         with contextlib.ExitStack() as stack:

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from efficli.cli.app import Job, app
-from efficli.cli.options import RUN, AsJson, NoColor, Quiet, Trust, Verbose, option, terminal_for
+from efficli.cli.options import (
+    RUN,
+    AsJson,
+    NoColor,
+    Quiet,
+    Trust,
+    Verbose,
+    max_kld_option,
+    min_top1_option,
+    option,
+    terminal_for,
+)
 from efficli.errors import UsageError
 
 _WORK, _EFFORT, _LIMITS, _OUT = "Workload", "Repeats", "Limits and energy", "Other forms of the result"
@@ -100,21 +111,8 @@ def bench(
         Path | None,
         option("--text", metavar="FILE", panel=_QUALITY, about="Text for --base; else the slice in efficli."),
     ] = None,
-    max_kld: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="X", help="Exit 3 if the mean KL divergence is above.", rich_help_panel=_QUALITY),
-    ] = None,
-    min_top1: Annotated[
-        float | None,
-        typer.Option(
-            "--min-top1",
-            min=0,
-            max=1,
-            metavar="X",
-            help="Exit 3 if top-1 agreement is below.",
-            rich_help_panel=_QUALITY,
-        ),
-    ] = None,
+    max_kld: Annotated[float | None, max_kld_option(_QUALITY)] = None,
+    min_top1: Annotated[float | None, min_top1_option(_QUALITY)] = None,
     max_bytes: Annotated[
         str | None, option("--max-bytes", metavar="SIZE", panel=_QUALITY, about="Exit 4 if a file is larger: 350MiB.")
     ] = None,

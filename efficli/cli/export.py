@@ -21,6 +21,8 @@ from efficli.cli.options import (
     Threads,
     Trust,
     Verbose,
+    max_kld_option,
+    min_top1_option,
     option,
     terminal_for,
 )
@@ -80,16 +82,8 @@ def export(
     ctx_size: Annotated[
         int, typer.Option("--ctx-size", "-c", min=2, metavar="N", help="Tokens of a window.", rich_help_panel=CHECK)
     ] = 512,
-    max_kld: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="X", help="Exit 3 if the mean KL divergence is above.", rich_help_panel=CHECK),
-    ] = None,
-    min_top1: Annotated[
-        float | None,
-        typer.Option(
-            "--min-top1", min=0, max=1, metavar="X", help="Exit 3 if top-1 agreement is below.", rich_help_panel=CHECK
-        ),
-    ] = None,
+    max_kld: Annotated[float | None, max_kld_option(CHECK)] = None,
+    min_top1: Annotated[float | None, min_top1_option(CHECK)] = None,
     no_certificate: Annotated[
         bool, option("--no-certificate", panel=CHECK, about="Load the file, but measure nothing.")
     ] = False,

@@ -37,6 +37,22 @@ def option(*names: str, panel: str, about: str, metavar: str | None = None) -> t
     return made
 
 
+def max_kld_option(panel: str) -> typer.models.OptionInfo:
+    """The gate on the mean KL divergence, nats."""
+    about = "Exit 3 if the mean KL divergence is above."
+    made: typer.models.OptionInfo = typer.Option("--max-kld", min=0, metavar="X", help=about, rich_help_panel=panel)
+    return made
+
+
+def min_top1_option(panel: str) -> typer.models.OptionInfo:
+    """The gate on top-1 agreement, 0 to 1."""
+    about = "Exit 3 if top-1 agreement is below."
+    made: typer.models.OptionInfo = typer.Option(
+        "--min-top1", min=0, max=1, metavar="X", help=about, rich_help_panel=panel
+    )
+    return made
+
+
 def terminal_for(as_json: bool, verbose: bool, quiet: bool, no_color: bool) -> Terminal:
     """The terminal that these options ask for."""
     return Terminal(as_json=as_json, verbosity=-1 if quiet else int(verbose), color=not no_color)

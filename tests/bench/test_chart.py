@@ -165,6 +165,9 @@ def test_what_names_share_goes_into_the_title(names, expected):
 
 def test_a_name_is_neither_a_formula_nor_an_error(tmp_path):
     for name in ("a$\\frac$b.gguf", "a\udcff\nb.gguf"):
-        draw(BenchResult(machine=MACHINE, artifacts=[artifact(name, 5, 100)]), tmp_path / "a.png")
         two = [artifact(f"{n}{name}", 5 + n, 100) for n in (0, 1)]
-        draw(BenchResult(machine=MACHINE, artifacts=two), tmp_path / "a.png")
+        for number, artifacts in enumerate(([artifact(name, 5, 100)], two)):
+            path = tmp_path / f"{number}.png"
+            draw(BenchResult(machine=MACHINE, artifacts=artifacts), path)
+            assert path.read_bytes().startswith(b"\x89PNG")
+            path.unlink()

@@ -108,7 +108,9 @@ def test_rounds_take_each_unfinished_task_once():
 
 
 def test_no_tasks_are_no_work():
-    run_rounds([], PATIENT)
+    calls: list[int] = []
+    run_rounds([], PATIENT, after=lambda: calls.append(1))
+    assert calls == []
 
 
 def test_patience_is_for_the_repeats_beyond_those_that_must_be(clock):
