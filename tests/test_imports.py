@@ -20,18 +20,30 @@ LAYERS = (
     ("cli", "__main__"),
     ("console", "tables"),
     ("pipeline",),
-    ("recipe", "export", "bench"),
+    ("recipe", "export", "bench", "planning", "inspection"),
+    ("catalog",),
+    ("skip_layers", "lowrank"),
     (
         "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema",
         "target",
         "targets",
+        "store",
     ),
     ("ops",),
     ("progress", "errors"),
 )  # fmt: skip
 """From the surface to the ground: a module imports from its own line and the lines below."""
 RANK = {name: rank for rank, line in enumerate(reversed(LAYERS)) for name in line}
-STRANGERS = {("export", "bench"), ("bench", "export"), ("recipe", "export"), ("recipe", "bench")}
+STRANGERS = {
+    ("export", "bench"),
+    ("bench", "export"),
+    ("recipe", "export"),
+    ("recipe", "bench"),
+    ("planning", "bench"),
+    ("inspection", "bench"),
+    ("planning", "inspection"),
+    ("inspection", "planning"),
+}
 """Of one line, and yet apart: pipeline joins them."""
 UPWARDS = {"efficli/__init__.py", "efficli/export/__init__.py", "efficli/bench/__init__.py"}
 """The public interface names functions of the pipeline; it imports them when they are called."""
