@@ -1,6 +1,7 @@
 """A recipe: what to do to which model, as strict YAML; a command line is a recipe with one step, and is saved as one.
 
-Unknown keys are errors with file:line and a suggestion; only what differs from the defaults is written.
+Unknown keys are errors with file:line and a suggestion; only what differs from the defaults is written. Paths are
+relative to the directory that the command runs in, as on a command line.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import pathlib
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from efficli import strict_schema
-from efficli.strict_schema import Part
+from efficli.errors import UsageError
+from efficli.ops.byte_size import parse_bytes
+from efficli.strict_schema import Part, Refused
 from efficli.strict_yaml import Document, is_plain
 
 
@@ -22,7 +25,59 @@ def _words(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+def _numbers(value: Any) -> Any:
+    """One number where a list of numbers is meant."""
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else _listed(value)
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_more(value: Any) -> Any:
+    """One mapping where a list of them is meant."""
+    return (value,) if isinstance(value, dict) else _listed(value)
+
+
+def _bytes(value: Any) -> Any:
+    """A number of bytes, or "350MiB"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except UsageError as error:
+        raise Refused(error.message, error.hint) from None
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Lengths = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+
+
+class Pass(Part):
+    """A step that changes weights: `method` and, beside it in the file, the method's own keys."""
+
+    method: str
+    """Name of a method, as lowrank.svd."""
+    config: SerializeAsAny[Part]
+    """The method's own keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_flat(cls, value: Any) -> Any:
+        raise Refused("there are no methods yet")
+
+
+class Calibration(Part):
+    """The text that importance matrices and methods look at the model with."""
+
+    text: str | None = None
+    """Text file; without one the calibration slices that come with efficli."""
+    ctx_size: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a window."""
+    max_tokens: Annotated[int, Field(ge=512)] = 131_072
+    """Tokens at most."""
 
 
 class Export(Part):
@@ -61,13 +116,40 @@ class Certificate(Part):
     """Tokens of a window."""
 
 
+class Bench(Part):
+    """What is measured of the files that were written; keys are the options of `efficli bench`."""
+
+    n_prompt: Lengths | None = None
+    """Prompt lengths, one or a list."""
+    n_gen: Lengths | None = None
+    """Tokens to write."""
+    depth: Lengths | None = None
+    """Tokens that come before them."""
+    threads: Counts | None = None
+    """Threads; without it all cores."""
+    repetitions: Annotated[int, Field(ge=5)] = 5
+    """At least so many."""
+    max_repetitions: Annotated[int, Field(ge=5)] = 30
+    """At most so many, until a median is known to 5 %."""
+    patience: Annotated[float, Field(ge=0)] = 20.0
+    """Seconds at most, beyond the least."""
+    scenario: Words = ()
+    """Requests with objectives: names or YAML files."""
+    starts: bool = True
+    """Cold and warm starts."""
+
+
 class Gates(Part):
-    """What must hold, or exit 3."""
+    """What must hold: quality and speed or exit 3, size or exit 4."""
 
     max_kld: Annotated[float, Field(ge=0)] | None = None
     """Largest mean Kullback-Leibler divergence, in nats."""
     min_top1: Annotated[float, Field(ge=0, le=1)] | None = None
     """Smallest share of positions with the same most likely token, 0 to 1."""
+    max_bytes: Bytes | None = None
+    """Size of the largest file: bytes, or 350MiB."""
+    min_decode: Annotated[float, Field(gt=0)] | None = None
+    """Smallest median of tokens a second on this machine; needs bench."""
 
 
 class Recipe(Part):
@@ -79,16 +161,26 @@ class Recipe(Part):
     """Directory, hub id or reference."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    target: Words = ()
+    """Devices that must hold the files: names of targets, or YAML files."""
+    ctx_size: Annotated[int, Field(ge=1)] = 2048
+    """Tokens of context that the targets must hold."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of everything that is drawn."""
     trust_remote_code: bool = False
     """Take a checkpoint that names code of its own; the code is not run."""
     strict: bool = False
     """Fallbacks, unexpected tensors and an absent origin are errors."""
-    export: Export = Export()
-    """What to write."""
+    calibration: Calibration = Calibration()
+    """What importance matrices and methods look at."""
+    passes: Annotated[tuple[Pass, ...], BeforeValidator(_one_or_more)] = ()
+    """Steps that change weights, in this order; one or a list."""
+    exports: Annotated[tuple[Export, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = (Export(),)
+    """What to write; one export or a list."""
     certificate: Certificate = Certificate()
-    """What to measure."""
+    """What to measure of their quality."""
+    bench: Bench | None = None
+    """What to measure of their speed; `bench: {}` measures with the defaults."""
     gates: Gates = Gates()
     """What must hold."""
 
@@ -121,12 +213,12 @@ class Recipe(Part):
         values = {
             "version": 1, "model": model, "revision": revision, "trust_remote_code": trust_remote_code,
             "seed": seed, "strict": strict,
-            "export": {
+            "exports": [{
                 "format": format, "type": types, "imatrix": imatrix,
                 "tensor_type": tuple(f"{pattern}={type}" for pattern, type in tensor_types),
                 "output_tensor_type": output_tensor_type, "token_embedding_type": token_embedding_type, "pure": pure,
                 "pre_tokenizer": pre_tokenizer, "allow_non_ternary": allow_non_ternary,
-            },
+            }],
             "certificate": {"enabled": certificate, "base": base, "text": text, "ctx_size": ctx},
             "gates": {"max_kld": max_kld, "min_top1": min_top1},
         }  # fmt: skip
@@ -140,7 +232,14 @@ class Recipe(Part):
         """The recipe as YAML with only what differs from the defaults; `parse_recipe` reads the same recipe back."""
         changed = self.model_dump(mode="json", exclude_defaults=True)
         changed["version"] = self.version
-        changed["export"] = {"format": self.export.format, "type": list(self.export.type), **changed.get("export", {})}
+        changed["exports"] = [
+            {
+                "format": export.format,
+                "type": list(export.type),
+                **export.model_dump(mode="json", exclude_defaults=True),
+            }
+            for export in self.exports
+        ]
         values = {key: changed[key] for key in Recipe.model_fields if key in changed}
         return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 

@@ -19,6 +19,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
+class Refused(ValueError):
+    """A value that a validator refuses, with something to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -60,7 +68,7 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails, document: Document)
     """Message, place and hint of one of pydantic's findings, in the words of the file or of the command line."""
     path: Path = problem["loc"]
     if document.name:
-        key, where = ".".join(str(part) for part in path), document.where(path)
+        key, where = ".".join(str(part) for part in document.written(path)), document.where(path)
     else:
         key, where = _option(path), None
     kind, found = problem["type"], problem["input"]
@@ -76,7 +84,8 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails, document: Document)
     if kind == "too_short":
         return f"{key} is empty, expected at least one", where, None
     if kind == "value_error":  # a rule of ours over several keys
-        return (f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])), where, None
+        error = problem["ctx"]["error"]
+        return (f"{key}: {error}" if key else str(error)), where, getattr(error, "hint", None)
     if kind == "model_type":
         return f"{key}: {found!r}, expected keys ({', '.join(_keys(schema, path))})", where, None
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")

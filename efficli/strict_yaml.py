@@ -41,8 +41,17 @@ class Document:
     values: Any
     lines: dict[Path, int]
 
+    def written(self, path: Path) -> Path:
+        """`path` without the positions that the file leaves out, where one item stands for a list of it."""
+        own: Path = ()
+        for part in path:
+            if isinstance(part, str) or (*own, part) in self.lines:
+                own = (*own, part)
+        return own
+
     def line(self, path: Path) -> int:
         """The line of `path`, or of the nearest thing around it."""
+        path = self.written(path)
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)

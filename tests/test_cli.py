@@ -266,7 +266,7 @@ def test_the_recipe_beside_the_artifact_is_the_command_line(artifact, model):
     from efficli.recipe import load
 
     recipe = load(artifact / "recipe.yaml")
-    assert (recipe.model, recipe.export.type, recipe.certificate.enabled) == (str(model), ("Q8_0",), False)
+    assert (recipe.model, recipe.exports[0].type, recipe.certificate.enabled) == (str(model), ("Q8_0",), False)
 
 
 def test_a_reader_that_leaves_is_no_error(artifact):

@@ -39,19 +39,19 @@ def test_there_are_shipped_recipes():
 @pytest.mark.parametrize(
     ("text", "line", "hint"),
     [
-        (HEAD + "export:\n  tpye: Q4_0\n", "recipe.yaml:4: unknown key 'export.tpye'", "did you mean 'type'?"),
+        (HEAD + "exports:\n  tpye: Q4_0\n", "recipe.yaml:4: unknown key 'exports.tpye'", "did you mean 'type'?"),
         (HEAD + "gates:\n  max-kld: 1\n", "recipe.yaml:4: unknown key 'gates.max-kld'", "did you mean 'max_kld'?"),
         (HEAD + "model: n\n", "recipe.yaml:3: duplicate key 'model' (first on line 2)", None),
         (
-            HEAD + "export:\n  pure: no\n",
-            "recipe.yaml:4: export.pure: 'no' is a word, expected true or false",
+            HEAD + "exports:\n  pure: no\n",
+            "recipe.yaml:4: exports.pure: 'no' is a word, expected true or false",
             "pure: false",
         ),
         (HEAD + "gates: {max_kld: 1e999}\n", "recipe.yaml:3: '1e999' is not a finite number", None),
         (HEAD + "gates: {max_kld: .nan}\n", "recipe.yaml:3: '.nan' is not a finite number", None),
         (HEAD + "seed: 1.5\n", "recipe.yaml:3: seed: 1.5, expected integer", None),
         (HEAD + "seed: true\n", "recipe.yaml:3: seed: True, expected integer", None),
-        (HEAD + "export: {type: []}\n", "recipe.yaml:3: export.type is empty, expected at least one", None),
+        (HEAD + "exports: {type: []}\n", "recipe.yaml:3: exports.type is empty, expected at least one", None),
         (HEAD + "<<: {a: 1}\n", "recipe.yaml:3: merge keys ('<<') are not read", "write the keys out"),
         (HEAD + "[a, b]: 1\n", "recipe.yaml:3: a key is a list or a mapping, expected a word", None),
         ("version: 2\nmodel: m\n", "recipe.yaml:1: version: 2, expected 1", None),
@@ -101,8 +101,8 @@ def test_a_missing_recipe_is_named(tmp_path):
 
 
 def test_words_that_yaml_1_1_reads_as_something_else_stay_words():
-    recipe = parse_recipe("version: 1\nmodel: no\nrevision: '1e5'\nexport: {type: on, imatrix: 1:30}\n")
-    assert (recipe.model, recipe.revision, recipe.export.type, recipe.export.imatrix) == ("no", "1e5", ("on",), "1:30")
+    recipe = parse_recipe("version: 1\nmodel: no\nrevision: '1e5'\nexports: {type: on, imatrix: 1:30}\n")
+    assert (recipe.model, recipe.revision, recipe.exports[0].type, recipe.exports[0].imatrix) == ("no", "1e5", ("on",), "1:30")
 
 
 words = st.text(min_size=1, max_size=12).filter(lambda w: w.isprintable()) | st.sampled_from(
@@ -128,5 +128,5 @@ def test_a_command_line_out_of_range_is_a_usage_error():
 
 def test_the_yaml_holds_only_what_differs():
     assert Recipe.from_export(model="m", types=("Q8_0",)).to_yaml() == (
-        "version: 1\nmodel: m\nexport:\n  format: gguf\n  type:\n  - Q8_0\n"
+        "version: 1\nmodel: m\nexports:\n- format: gguf\n  type:\n  - Q8_0\n"
     )

@@ -103,7 +103,7 @@ def run_export(
             ckpt,
             _requests(recipe),
             own={"version": __version__, "source": ckpt.name, "recipe": recipe.sha256},
-            pre_tokenizer=recipe.export.pre_tokenizer,
+            pre_tokenizer=recipe.exports[0].pre_tokenizer,
             strict=recipe.strict,
         )
         origin = _origin(ckpt, recipe, progress)
@@ -153,7 +153,7 @@ def _origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint 
 
 
 def _requests(recipe: Recipe) -> list[TypeRequest]:
-    options = recipe.export
+    options = recipe.exports[0]
     imatrix = None if options.imatrix in (None, "auto") else read_imatrix(Path(str(options.imatrix)))
     overrides = []
     for word in options.tensor_type:

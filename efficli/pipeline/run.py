@@ -75,7 +75,7 @@ class ExportRun:
     def write(self, result: ExportResult, force: bool) -> ExportResult:
         """Write, try, measure, hold against the gates, publish."""
         needs = sum(file.nbytes for file in self.job.files) + OVERHEAD_BYTES
-        scratch = 4 * self.job.num_weights * (self._runs_origin_by_llama or self.recipe.export.imatrix == "auto")
+        scratch = 4 * self.job.num_weights * (self._runs_origin_by_llama or self.recipe.exports[0].imatrix == "auto")
         inputs = [self.job.checkpoint.root, *([self.origin.root] if self.origin else [])]
         with draft(result.output, inputs=inputs, needs_bytes=needs + scratch, force=force) as drafted:
             work = Path(tempfile.mkdtemp(prefix="work-", dir=drafted.path))  # on an error the draft removes it
@@ -98,7 +98,7 @@ class ExportRun:
     def _write_files(self, folder: Path, work: Path) -> tuple[list[WrittenFile], Path | None]:
         """Write the files; and, where the certificate needs it, an F32 file of the origin, from the same read."""
         job = self.job
-        if self.recipe.export.imatrix == "auto":
+        if self.recipe.exports[0].imatrix == "auto":
             with self.clock("imatrix"):
                 job = job.with_imatrix(self._compute_imatrix(work))
         files = [(folder / file.name, job.metadata, file.choice) for file in job.files]
@@ -140,7 +140,7 @@ class ExportRun:
 
     def _prepare(self, ckpt: Checkpoint, kind: str) -> GgufJob:
         """An export of `ckpt` in one of the unquantized types."""
-        pre = self.recipe.export.pre_tokenizer
+        pre = self.recipe.exports[0].pre_tokenizer
         return prepare(ckpt, [TypeRequest(type=kind)], own={}, pre_tokenizer=pre)
 
     def _load(self, written: Sequence[WrittenFile]) -> tuple[list[Verified], list[str]]:

@@ -55,7 +55,7 @@ def test_manifest_names_origin_recipe_tensors_and_certificate(exported, checkpoi
     manifest = read_artifact(exported.output).manifest
     assert manifest["source"]["fingerprint"] == open_checkpoint(checkpoint).fingerprint()
     assert manifest["origin"]["fingerprint"] == manifest["source"]["fingerprint"]
-    assert manifest["recipe"]["export"]["type"] == list(TYPES)
+    assert manifest["recipe"]["exports"][0]["type"] == list(TYPES)
     for file in exported.files:
         certificate = next(a["certificate"] for a in manifest["artifacts"] if a["path"] == file.name)
         assert certificate["status"] == "measured" and certificate["rows"][0]["n"] > 0
