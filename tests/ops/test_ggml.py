@@ -9,6 +9,7 @@ from gguf.quants import dequantize, quantize
 
 from efficli.errors import MissingExtra
 from efficli.ops import ggml
+from efficli.ops.ggml_types import BLOCKS
 
 ALL = sorted(ggml.TYPE_IDS)
 # their tables take seconds to build: 1, 3, 6 and 12
@@ -34,6 +35,7 @@ def test_sizes_are_those_of_the_gguf_package(name):
     info = ggml.type_info(name.lower())
     assert info.number == ggml.TYPE_IDS[name]
     assert ggml.type_name(info.number) == name
+    assert BLOCKS[name] == (info.block_size, info.block_bytes)
     if name in known:
         assert known[name].value == info.number
         assert GGML_QUANT_SIZES[known[name]] == (info.block_size, info.block_bytes)
@@ -159,7 +161,7 @@ def test_types_that_would_abort_without_an_importance_matrix_are_those_of_the_li
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(ggml.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra) as raised:
-        ggml.library_path("ggml-base")
+        libraries.library_path("ggml-base")
     assert raised.value.hint == "pip install 'efficli[gguf]'"
