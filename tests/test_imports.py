@@ -21,8 +21,9 @@ LAYERS = (
     ("console", "tables"),
     ("pipeline",),
     ("recipe", "export", "bench", "planning", "inspection"),
-    ("catalog",),
+    ("catalog", "tensorwise"),
     ("skip_layers", "lowrank"),
+    ("method", "surgery"),
     (
         "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema",
         "target",

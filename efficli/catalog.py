@@ -1,0 +1,179 @@
+"""Methods by name: `lowrank.svd` is efficli/lowrank/svd.py, and nothing is registered anywhere.
+
+Listing them and reading their one-liners imports none of them; a name is written with hyphens (`skip-layers.last`),
+underscores are understood.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import cast, get_args
+
+from efficli import tensorwise
+from efficli.checkpoint import Checkpoint
+from efficli.checkpoint.sidecar import Origin, Sidecar, Step, compress, write_sidecar
+from efficli.errors import UsageError, did_you_mean
+from efficli.method import Context, Kind, Leave, MethodConfig, Outcome, TensorConfig, TensorSolver, WholeModel
+from efficli.ops.storage import sync_directory, sync_file, writing
+
+PACKAGES = ("quantize", "lowrank", "skip_layers", "distill")
+"""Packages of methods, where they exist; every module in them is a method."""
+
+_ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method that was imported. `run` is there for the kind whole-model, `solve` for the kind tensor."""
+
+    name: str
+    kind: Kind
+    config: type[MethodConfig]
+    run: WholeModel | None = None
+    solve: TensorSolver | None = None
+    leave: Leave | None = None
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods, package by package."""
+    return tuple(
+        f"{package}.{path.stem}".replace("_", "-")
+        for package in PACKAGES
+        for path in sorted((_ROOT / package).glob("[!_]*.py"))
+    )
+
+
+def canonical(name: str) -> str:
+    """The name with hyphens, as it is written everywhere; UsageError if there is no such method."""
+    word = name.replace("_", "-").lower()
+    known = method_names()
+    if word not in known:
+        last = {other.partition(".")[2]: other for other in known}
+        hint = did_you_mean(word, known) or (f"did you mean {last[word]!r}?" if word in last else None)
+        raise UsageError(f"unknown method {name!r}", hint=hint or "efficli methods")
+    return word
+
+
+def about(name: str) -> str:
+    """The first line of a method's docstring; it is not imported."""
+    return (ast.get_docstring(_tree(_module(name))) or "").partition("\n")[0]
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a method; it is not imported."""
+    for node in _tree(_module(name)).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="KIND")], value=ast.Constant(value=str(kind))) if kind in get_args(
+                Kind
+            ):
+                return cast(Kind, kind)
+    raise ValueError(f"{_module(name)} says no KIND")
+
+
+def load_method(name: str) -> Method:
+    """Import a method. UsageError "unknown method", with the nearest name."""
+    module = importlib.import_module(_module(name))
+    return Method(
+        name=canonical(name),
+        kind=kind_of(name),
+        config=module.Config,
+        run=getattr(module, "run", None),
+        solve=getattr(module, "solve", None),
+        leave=getattr(module, "leave", None),
+    )
+
+
+def config_of(name: str) -> type[MethodConfig]:
+    """The schema of a method's keys."""
+    return load_method(name).config
+
+
+def run_method(
+    name: str,
+    ckpt: Checkpoint,
+    folder: Path,
+    config: MethodConfig,
+    context: Context,
+    *,
+    fingerprint: str | None = None,
+) -> Outcome:
+    """Run a method from `ckpt` into the empty `folder`, which is then a checkpoint with its sidecar.
+
+    The origin stays that of `ckpt`, or is `ckpt` itself where it has none: then its `fingerprint` is made from its
+    weights, unless it is given. With `context.headers_only` no weight is read, and an origin that would have to be
+    made is left out. Errors are the method's own, and OutputError.
+    """
+    method = load_method(name)
+    if method.kind == "tensor":
+        assert method.solve is not None
+        assert isinstance(config, TensorConfig)
+        outcome = tensorwise.run(method.solve, method.leave, ckpt, folder, config, context)
+    else:
+        assert method.run is not None
+        outcome = method.run(ckpt, folder, config, context)
+    step = Step(method=method.name, config=config.model_dump(mode="json"))
+    parent = ckpt.sidecar or Sidecar()
+    sidecar = parent.model_copy(update={"steps": [*parent.steps, step]})
+    if parent.origin is not None or fingerprint is not None or not context.headers_only:
+        sidecar = compress(parent, step, parent.origin or _origin(ckpt, fingerprint, context))
+    sidecar = sidecar.model_copy(update={"packed": dict(outcome.packed)})
+    with writing(folder):
+        path = write_sidecar(folder, sidecar)
+        sync_file(path)
+        sync_directory(folder)
+    return outcome
+
+
+def _origin(ckpt: Checkpoint, fingerprint: str | None, context: Context) -> Origin:
+    fingerprint = fingerprint or ckpt.fingerprint(context.progress)
+    return Origin(fingerprint=fingerprint, model=ckpt.model, revision=ckpt.revision)
+
+
+@cache
+def method_modules(name: str) -> tuple[str, ...]:
+    """Dotted names of efficli's modules whose source decides what a method writes: its own, and all that it imports."""
+    waiting, seen = [_module(name), __name__], set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        waiting += [parent for parent in _parents(module) if parent != "efficli"]
+        waiting += list(_imports(module))
+    return tuple(sorted(seen))
+
+
+def _module(name: str) -> str:
+    return "efficli." + canonical(name).replace("-", "_")
+
+
+def _file(module: str) -> Path:
+    path = _ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
+
+
+def _parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[:n]) for n in range(1, len(parts)))
+
+
+def _imports(module: str) -> Iterator[str]:
+    """Modules of efficli that a module imports, inside functions too."""
+    for node in ast.walk(_tree(module)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.startswith("efficli.") and _file(name).is_file():
+                yield name

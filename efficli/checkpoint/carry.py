@@ -1,0 +1,95 @@
+"""What goes from a checkpoint to the next beside its weights: small files, and packed blocks that are still true."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from efficli.checkpoint.files import changed, open_regular, read_exactly, single_name
+from efficli.checkpoint.hub import ELSEWHERE
+from efficli.checkpoint.reader import Checkpoint
+from efficli.checkpoint.shards import INDEX, PICKLES, SINGLE
+from efficli.checkpoint.sidecar import FILE, Packed, edit, packed_blocks, write_packed
+from efficli.ops.storage import byte_text, write_error, writing
+
+MAX_SMALL_BYTES = 1 << 28
+"""A larger file beside the weights is no tokenizer and no card."""
+
+_WEIGHTS = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".tflite", ".ot", ".npz")
+_MODULE = re.compile(r"\d+_\w+")
+"""Folders of sentence-transformers' modules (1_Pooling, 2_Dense): their weights belong to the model."""
+_CHUNK_BYTES = 1 << 22
+
+
+def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
+    """Copy every file that is not weights, config.json or sidecar into `folder`; returns what was left out and why.
+
+    A link that leaves the checkpoint is a SecurityError, as everywhere.
+    """
+    own = {SINGLE, INDEX, FILE, "config.json"}
+    own |= {entry.file for entry in ckpt.sidecar.packed.values()} if ckpt.sidecar else set()
+    left_out = []
+    for name in sorted(set(_names(ckpt.root)) - own):
+        path = ckpt.file(name)
+        if path is None:
+            continue
+        nbytes = path.stat().st_size
+        if nbytes > MAX_SMALL_BYTES and not name.endswith(".safetensors"):
+            left_out.append(f"{name}: not taken over, it has {byte_text(nbytes)}")
+            continue
+        target = folder / name
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+        _copy(path, name, target)
+    return left_out
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Names of the small files of a checkpoint and of its folders; hidden ones and other forms of the model apart."""
+    for path in root.iterdir():
+        if path.name.startswith(".") or not single_name(path.name):
+            continue
+        if path.is_file() and path.suffix not in _WEIGHTS:
+            yield path.name
+        elif path.is_dir() and not any(fnmatch.fnmatch(f"{path.name}/", place[:-1]) for place in ELSEWHERE):
+            for inner in path.iterdir():
+                weights = inner.suffix == ".safetensors" and _MODULE.fullmatch(path.name)
+                if inner.is_file() and single_name(inner.name) and (weights or inner.suffix not in _WEIGHTS):
+                    yield f"{path.name}/{inner.name}"
+
+
+def _copy(path: Path, name: str, target: Path) -> None:
+    """Copy a regular file; an error if it is cut short meanwhile."""
+    with open_regular(path, name) as (descriptor, stamp), writing(target), target.open("xb") as out:
+        buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(stamp.size, 1))))
+        for start in range(0, stamp.size, _CHUNK_BYTES):
+            part = buffer[: min(_CHUNK_BYTES, stamp.size - start)]
+            if read_exactly(descriptor, part, start) < len(part):
+                raise changed(name)
+            out.write(part)
+
+
+def carry_packed(
+    ckpt: Checkpoint, folder: Path, kept: Mapping[str, str], edited: Iterable[str]
+) -> tuple[dict[str, Packed], list[str]]:
+    """Write the packed blocks of tensors that are copied (new name -> old name) into `folder`.
+
+    Returns the new sidecar's entries, and a row for each tensor whose values were `edited`: its blocks are dropped.
+    """
+    sidecar = ckpt.sidecar
+    if sidecar is None or not sidecar.packed:
+        return {}, []
+    dropped = [note for name in edited for note in (edit(sidecar, name)[1],) if note]
+    blocks = {
+        new: (sidecar.packed[old].type, packed_blocks(ckpt.root, sidecar, old))
+        for new, old in sorted(kept.items())
+        if old in sidecar.packed
+    }
+    if not blocks:
+        return {}, dropped
+    try:
+        return write_packed(folder, blocks), dropped
+    except OSError as error:
+        raise write_error(error, folder) from error

@@ -1,0 +1,104 @@
+"""What every method is made of: its configuration, what it is handed, what it answers; `catalog` finds the methods.
+
+A method is one module of `quantize`, `lowrank`, `skip_layers` or `distill`. It has a docstring whose first line says
+what it does, a class `Config`, a constant `KIND`, and the function of its kind:
+
+whole-model   run(ckpt, folder, config, context) -> Outcome: writes the new checkpoint into the empty `folder`.
+tensor        solve(weight, statistics, config, context) -> weight, and, where some matrices are not for it,
+              leave(rows, columns, config) -> why one of this shape stays as it is, or None. `tensorwise` walks them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BeforeValidator
+
+from efficli.checkpoint import Checkpoint
+from efficli.checkpoint.sidecar import Packed
+from efficli.progress import Progress, Silent
+from efficli.strict_schema import Part
+
+Kind = Literal["whole-model", "tensor"]
+
+
+def _words(value: Any) -> Any:
+    """One pattern where a list of patterns is meant."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _compiles(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    return patterns
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_compiles)]
+"""Regular expressions; one matches a name if it is found anywhere in it."""
+
+
+class MethodConfig(Part):
+    """The keys of a method in a recipe; each field has a docstring, which `efficli methods NAME` shows."""
+
+
+class TensorConfig(MethodConfig):
+    """The keys of a method that works matrix by matrix."""
+
+    include: Patterns = ()
+    """Regular expressions on tensor names; without one, the linear layers of all blocks."""
+    exclude: Patterns = ()
+    """Regular expressions on names of tensors that stay as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a method is handed beside the weights and its configuration."""
+
+    seed: int = 0
+    """Of everything that is drawn."""
+    threads: int | None = None
+    """How many to compute with; None: all cores."""
+    progress: Progress = field(default_factory=Silent)
+    evaluate: Callable[[Path], float] | None = None
+    """The loss of the checkpoint in a folder, for methods that choose by measuring; lower is better."""
+    headers_only: bool = False
+    """Write sizes, not values: the folder is planned with, and then thrown away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a method says of its work."""
+
+    report: tuple[str, ...] = ()
+    """Rows for a reader: what was changed, and what was not although it was asked for."""
+    packed: Mapping[str, Packed] = field(default_factory=dict)
+    """Exact codes that are kept beside the new weights."""
+
+
+class WholeModel(Protocol):
+    """The function of a pass over the whole model."""
+
+    def __call__(self, ckpt: Checkpoint, folder: Path, config: Any, context: Context) -> Outcome:
+        """Write the new checkpoint into the empty `folder`."""
+
+
+class TensorSolver(Protocol):
+    """The function of a method that works matrix by matrix."""
+
+    def __call__(
+        self, weight: NDArray[np.float32], statistics: None, config: Any, context: Context
+    ) -> NDArray[np.float32]:
+        """The new matrix (out, in) for `weight` (out, in), whose values are finite."""
+
+
+Leave = Callable[[int, int, Any], str | None]
+"""Rows, columns, configuration -> why such a matrix stays as it is, or None."""
