@@ -88,9 +88,13 @@ class Terminal:
     def error(self, message: str, *, code: int, where: str | None = None, hint: str | None = None) -> None:
         """The one line of a failure on stderr, and with --json an object on stdout."""
         self.complaint(f"{where}: {message}" if where else message, hint)
+        self._told({"code": code, "where": where, "message": message, "hint": hint})
+
+    def _told(self, failure: Mapping[str, Any]) -> None:
+        """A failure as an object on stdout, with --json."""
         if self.as_json:
             try:
-                self.data({"error": {"code": code, "where": where, "message": message, "hint": hint}})
+                self.data({"error": failure})
             except BrokenPipeError:  # stderr has the line, and the exit code is the error's
                 discard(1)
 
@@ -104,8 +108,16 @@ class Terminal:
             self._line(f"hint: {hint}")
 
     def failure(self, error: EffiError) -> None:
-        """An error that a user can act on."""
-        self.error(error.message, code=error.exit_code, where=error.where, hint=error.hint)
+        """An error that a user can act on; several are a line each, with their hints."""
+        if not error.others:
+            self.error(error.message, code=error.exit_code, where=error.where, hint=error.hint)
+            return
+        for one in (error, *error.others):
+            self.complaint(f"{one.line}; {one.hint}" if one.hint else one.line, None)
+        first, *others = [
+            {"where": one.where, "message": one.message, "hint": one.hint} for one in (error, *error.others)
+        ]
+        self._told({"code": error.exit_code, **first, "others": others})
 
     def interrupted(self, line: str) -> None:
         """What became of the work when a signal stopped it."""

@@ -14,13 +14,15 @@ EffiError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class EffiError(Exception):
     """A problem stated in the user's own terms: `where: what was found, what was expected`, and a hint to act on."""
 
     exit_code = 1
+    others: tuple[EffiError, ...] = ()
+    """More problems of the same kind, where all of them are found at once."""
 
     def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
         super().__init__(message)
@@ -43,9 +45,15 @@ class OutputError(EffiError):
 
 
 class UsageError(EffiError):
-    """The command line or recipe asks for something that makes no sense."""
+    """The command line or recipe asks for something that makes no sense; `others`: what else is wrong with it."""
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, where: str | None = None, others: Sequence[UsageError] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.others = tuple(others)
 
 
 class GateError(EffiError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from efficli.errors import UsageError, did_you_mean
-from efficli.strict_yaml import Document, Path, parse
+from efficli.strict_yaml import Document, Path, Problem, read
 
 
 class Part(BaseModel):
@@ -20,11 +22,21 @@ class Part(BaseModel):
 
 
 class Refused(ValueError):
-    """A value that a validator refuses, with something to do."""
+    """A value that a validator refuses, with something to do; `at`: the key inside, whose line is meant."""
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, *, at: Path = ()) -> None:
         super().__init__(message)
         self.hint = hint
+        self.at = at
+
+
+class Inner(ValueError):
+    """The findings of another schema, for a mapping whose keys depend on one of its values."""
+
+    def __init__(self, schema: type[BaseModel], error: ValidationError) -> None:
+        super().__init__(str(error))
+        self.schema = schema
+        self.error = error
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -32,70 +44,128 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 def load(schema: type[Schema], path: pathlib.Path, what: str) -> Schema:
     """What the file holds; `what` it is, for the message "no such recipe". UsageError with file:line."""
+    return loads(schema, read_text(path, what), str(path))
+
+
+def read_text(path: pathlib.Path, what: str) -> str:
+    """The text of a file; UsageError if it is not there ("no such recipe", as `what` it is) or is no text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"no such {what}: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read ({error})", where=str(path)) from None
-    return loads(schema, text, str(path))
 
 
 def loads(schema: type[Schema], text: str, name: str) -> Schema:
     """What `text` holds; `name` is what errors call it."""
-    document = parse(text, name)
-    if not isinstance(document.values, dict):
-        required = [key for key, field in schema.model_fields.items() if field.is_required()]
-        raise UsageError(f"expected keys such as {_listed(required)}", where=document.where(()))
-    return validate(schema, document)
+    return validate(schema, read(text, name))
 
 
 def validate(schema: type[Schema], document: Document) -> Schema:
-    """The document as `schema`; UsageError. A document without a name stands for a command line: keys are options."""
+    """The document as `schema`; UsageError with all that is wrong.
+
+    A document without a name stands for a command line: keys are options.
+    """
+    value, problems = examine(schema, document)
+    if value is None or document.problems:
+        raise document.error([*document.problems, *problems])
+    return value
+
+
+def examine(schema: type[Schema], document: Document) -> tuple[Schema | None, list[Problem]]:
+    """The document as `schema` if it is one, and what is wrong with it apart from its YAML."""
+    if not isinstance(document.values, dict):
+        required = [key for key, field in schema.model_fields.items() if field.is_required()]
+        wanted = Problem((), f"expected keys such as {_listed(required)}")
+        return None, [] if any(not problem.path for problem in document.problems) else [wanted]
     try:
-        return schema.model_validate(document.values)
+        return schema.model_validate(document.values), []
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=True)
-        problems.sort(key=lambda problem: problem["type"] == "missing")  # a misspelt key says why another is missing
-        first, *rest = [_explain(schema, problem, document) for problem in problems]
-        message = first[0]
-        if rest:
-            message += f" (and {len(rest)} more: {'; '.join(text for text, _, _ in rest[:3])})"
-        raise UsageError(message, where=first[1], hint=first[2]) from None
+        return None, list(_problems(schema, error, (), document))
 
 
-def _explain(schema: type[BaseModel], problem: ErrorDetails, document: Document) -> tuple[str, str | None, str | None]:
-    """Message, place and hint of one of pydantic's findings, in the words of the file or of the command line."""
-    path: Path = problem["loc"]
-    if document.name:
-        key, where = ".".join(str(part) for part in document.written(path)), document.where(path)
-    else:
-        key, where = _option(path), None
-    kind, found = problem["type"], problem["input"]
+def salvage(
+    schema: type[Schema], values: Mapping[str, Any], bad: Iterable[Path], stand_ins: Mapping[str, Any]
+) -> Schema | None:
+    """What can be said of `values` without those at the `bad` paths; `stand_ins` for keys that must be there.
+
+    For finding problems of other keys in the same run; None where too much is wrong.
+    """
+    kept, bad = copy.deepcopy(dict(values)), list(bad)
+    for whole in (False, True):  # only what is wrong; then all of the top-level key around it
+        for path in bad:
+            _drop(kept, path[:1] if whole else path)
+        kept = {**stand_ins, **kept}
+        try:
+            return schema.model_validate(kept)
+        except ValidationError as error:
+            bad = [problem["loc"] for problem in error.errors()]
+    return None
+
+
+def _drop(values: Any, path: Path) -> None:
+    """Remove the key at `path`, if it is there; positions that the file leaves out are passed over."""
+    for part in path[:-1]:
+        inside = values.get(part) if isinstance(values, dict) else None
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            inside = values[part]
+        values = inside if inside is not None or isinstance(part, str) else values
+    if path and isinstance(values, dict):
+        values.pop(path[-1], None)
+
+
+def _problems(schema: type[BaseModel], error: ValidationError, at: Path, document: Document) -> Iterator[Problem]:
+    """Each of pydantic's findings, in the words of the file; `at` is where the schema begins."""
+    found = error.errors(include_url=False, include_context=True)
+    lost = [problem.path for problem in document.problems if problem.lost]
+    meant = [
+        problem.hint or ""
+        for problem in (_explain(schema, one, at, document) for one in found if one["type"] == "extra_forbidden")
+    ]
+    for one in found:
+        path = (*at, *one["loc"])
+        inner = one.get("ctx", {}).get("error")
+        if any(document.written(path)[: len(place)] == place for place in lost):
+            continue
+        if isinstance(inner, Inner):
+            yield from _problems(inner.schema, inner.error, path, document)
+        elif one["type"] != "missing" or not any(repr(path[-1]) in hint for hint in meant):  # it is there, misspelt
+            yield _explain(schema, one, at, document)
+
+
+def _explain(schema: type[BaseModel], found: ErrorDetails, at: Path, document: Document) -> Problem:
+    """One of pydantic's findings in the words of the file or of the command line."""
+    own: Path = found["loc"]
+    path = (*at, *own)
+    key = ".".join(str(part) for part in document.written(path)) if document.name else _option(path)
+    kind, value = found["type"], found["input"]
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}", where, did_you_mean(str(path[-1]), _keys(schema, path[:-1]))
+        return Problem(path, f"unknown key {key!r}", did_you_mean(str(path[-1]), _keys(schema, own[:-1])))
     if kind == "missing":
-        return f"key {key!r} is missing", where, "version: 1" if key == "version" else None
-    if kind == "bool_type" and isinstance(found, str) and found.lower() in ("yes", "no", "on", "off"):
-        value = "true" if found.lower() in ("yes", "on") else "false"
-        return f"{key}: {found!r} is a word, expected true or false", where, f"{path[-1]}: {value}"
+        return Problem(path, f"key {key!r} is missing", "version: 1" if key == "version" else None)
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+        meant = "true" if value.lower() in ("yes", "on") else "false"
+        return Problem(path, f"{key}: {value!r} is a word, expected true or false", f"{path[-1]}: {meant}")
     if kind == "literal_error":
-        return f"{key}: {found!r}, expected {problem['ctx']['expected']}", where, None
+        return Problem(path, f"{key}: {value!r}, expected {found['ctx']['expected']}")
     if kind == "too_short":
-        return f"{key} is empty, expected at least one", where, None
-    if kind == "value_error":  # a rule of ours over several keys
-        error = problem["ctx"]["error"]
-        return (f"{key}: {error}" if key else str(error)), where, getattr(error, "hint", None)
+        return Problem(path, f"{key} is empty, expected at least one")
+    if kind == "value_error":  # a rule of ours
+        error = found["ctx"]["error"]
+        inside: Path = getattr(error, "at", ())
+        message = str(error) if inside or not key else f"{key}: {error}"
+        return Problem((*path, *inside), message, getattr(error, "hint", None))
     if kind == "model_type":
-        return f"{key}: {found!r}, expected keys ({', '.join(_keys(schema, path))})", where, None
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key}: {found!r}, expected {expected}", where, None
+        return Problem(path, f"{key}: {value!r}, expected keys ({', '.join(_keys(schema, own))})")
+    expected = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return Problem(path, f"{key}: {value!r}, expected {expected}")
 
 
 def _option(path: Path) -> str:
     """What the command line calls a key of the recipe: `export.type` is --type."""
     words = [part for part in path if isinstance(part, str)]
-    return "--" + words[-1].replace("_", "-")
+    return "--" + words[-1].replace("_", "-") if words else ""
 
 
 def _keys(schema: type[BaseModel], path: Path) -> list[str]:

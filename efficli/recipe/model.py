@@ -11,12 +11,12 @@ import pathlib
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_serializer, model_validator
 
-from efficli import strict_schema
+from efficli import catalog, strict_schema
 from efficli.errors import UsageError
 from efficli.ops.byte_size import parse_bytes
-from efficli.strict_schema import Part, Refused
+from efficli.strict_schema import Inner, Part, Refused
 from efficli.strict_yaml import Document, is_plain
 
 
@@ -66,7 +66,27 @@ class Pass(Part):
     @model_validator(mode="before")
     @classmethod
     def _of_flat(cls, value: Any) -> Any:
-        raise Refused("there are no methods yet")
+        if isinstance(value, str):
+            raise Refused(f"{value!r}, expected a method and its keys", f"- method: {value}", at=("method",))
+        if not isinstance(value, dict) or isinstance(value.get("config"), Part):
+            return value
+        own = {key: item for key, item in value.items() if key != "method"}
+        word = value.get("method")
+        if not isinstance(word, str):
+            found = "key 'method' is missing" if word is None else f"method: {word!r}, expected a name"
+            raise Refused(found, f"one of {', '.join(catalog.method_names())}", at=("method",))
+        try:
+            method = catalog.load_method(word)
+        except UsageError as error:
+            raise Refused(error.message, error.hint, at=("method",)) from None
+        try:
+            return {"method": method.name, "config": method.config.model_validate(own)}
+        except ValidationError as error:
+            raise Inner(method.config, error) from None
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"method": self.method, **self.config.model_dump(mode="json")}
 
 
 class Calibration(Part):
@@ -232,6 +252,11 @@ class Recipe(Part):
         """The recipe as YAML with only what differs from the defaults; `parse_recipe` reads the same recipe back."""
         changed = self.model_dump(mode="json", exclude_defaults=True)
         changed["version"] = self.version
+        if self.passes:
+            changed["passes"] = [
+                {"method": one.method, **one.config.model_dump(mode="json", exclude_defaults=True)}
+                for one in self.passes
+            ]
         changed["exports"] = [
             {
                 "format": export.format,
