@@ -24,6 +24,7 @@ from efficli.errors import OutputError
 from efficli.ops.storage import (
     CAUSES,
     exchange,
+    is_of_writing,
     remove_tree,
     sync_directory,
     sync_file,
@@ -33,7 +34,6 @@ from efficli.ops.storage import (
 )
 
 _KEPT = " (previous artifact kept)"
-_ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @dataclass(slots=True)
@@ -176,17 +176,10 @@ def _told(drafted: Draft) -> Iterator[None]:
             error.add_note(f"{drafted.out} was published")
         raise
     except OSError as error:
-        if not _is_of_writing(error, drafted.path):
+        if not is_of_writing(error, drafted.path):
             raise
         told = write_error(error, Path(str(error.filename or drafted.out)))
         raise OutputError(told.message + (_KEPT if drafted.replaces else "")) from error
-
-
-def _is_of_writing(error: OSError, path: Path) -> bool:
-    """Whether the error can only come from writing the artifact, not from reading the input."""
-    if error.errno in _ONLY_WRITING:
-        return True
-    return error.errno in CAUSES and error.filename is not None and path in Path(str(error.filename)).parents
 
 
 @contextlib.contextmanager

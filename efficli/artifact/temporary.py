@@ -37,6 +37,11 @@ def remove_dead(parent: Path) -> None:
             _remove_if_dead(path, int(found[1]))
 
 
+def unused_name(parent: Path) -> Path:
+    """A name for something that is on its way in or out of `parent`; a directory that keeps it is removed as dead."""
+    return parent / f".efficli-tmp-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def aside_path(out: Path) -> Path:
     """Where the old artifact waits during a replacement in two steps."""
     return out.with_name(f".efficli-old-{hashlib.sha256(os.fsencode(out.name)).hexdigest()[:16]}")
@@ -53,10 +58,21 @@ def restore_aside(out: Path) -> None:
         aside.rename(out)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is a process with this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _make(parent: Path) -> tuple[Path, int]:
     """A new directory and a descriptor that holds its lock."""
     while True:
-        path = parent / f".efficli-tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        path = unused_name(parent)
         try:
             path.mkdir()  # not mkdtemp: this becomes the artifact, and others shall be able to read it
         except FileExistsError:
@@ -93,21 +109,11 @@ def _remove_if_dead(path: Path, pid: int) -> None:
         except BlockingIOError:
             return
         except _Unlockable:
-            if _runs(pid):
+            if is_running(pid):
                 return
         remove_tree(path)  # under the lock, so that a writer between mkdir and lock notices
     finally:
         os.close(descriptor)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 class _Unlockable(Exception):

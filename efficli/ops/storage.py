@@ -30,6 +30,7 @@ CAUSES = {
 }
 """What a user reads for each error number that writing can meet."""
 
+_ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -69,6 +70,13 @@ def write_error(error: OSError, path: Path) -> OutputError:
     """The line for an error that writing `path` met; the artifact that was there before is mentioned by `draft`."""
     cause = CAUSES.get(error.errno or 0) or error.strerror or str(error)
     return OutputError(f"cannot write {path.name}: {cause}")
+
+
+def is_of_writing(error: OSError, folder: Path) -> bool:
+    """Whether the error can only come from writing in `folder`, not from reading somewhere else."""
+    if error.errno in _ONLY_WRITING:
+        return True
+    return error.errno in CAUSES and error.filename is not None and folder in Path(str(error.filename)).parents
 
 
 def sync_file(path: Path) -> None:
