@@ -161,7 +161,7 @@ def test_gates_come_after_the_figures(capsys):
     ("tiny.gguf -ctk q8", 2, "--cache-type-k 'q8' is no type of the KV cache", "did you mean 'q8_0'?"),
     ("tiny.gguf -ctv q8_0 -fa off", 2, "--cache-type-v q8_0 needs flash attention", "--flash-attn on"),
     ("tiny.gguf -fa maybe", 2, "--flash-attn 'maybe', expected one of auto, on, off", None),
-    ("tiny.gguf --target pi5-8b", 2, "unknown target 'pi5-8b'", "did you mean 'pi5-8gb' or 'pi5-8g' or 'pi5-4gb'?"),
+    ("tiny.gguf --target pi5-8b", 2, "unknown target 'pi5-8b'", "did you mean 'pi5-8gb' or 'pi5-4gb' or 'pi4-8gb'?"),
     ("tiny.gguf --scenario chatt", 2, "no such scenario: chatt", "did you mean 'chat'?"),
     ("tiny.gguf --json --csv", 2, "--json and --csv both write to stdout, expected one of them", None),
     ("tiny.gguf --jsonl --markdown", 2, "--jsonl and --markdown both write to stdout, expected one of them", None),
@@ -215,7 +215,7 @@ def test_compare_has_a_ratio_an_interval_and_a_verdict(capsys):
 
 @pytest.mark.parametrize("form", ["--csv", "--jsonl"])
 def test_what_has_no_place_in_a_form_is_said(capsys, form):
-    words = ["--compare", "tiny.gguf", "other.gguf", *QUICK, "--target", "pi5-8g", form]
+    words = ["--compare", "tiny.gguf", "other.gguf", *QUICK, "--target", "pi5-8gb", form]
     code, out, err = run(capsys, *words)
     assert (code, len(out.splitlines())) == (0, 5 if form == "--csv" else 4)
     assert err == f"note: {form} has the speed tests, and not: ratios, predictions; --json has all\n"
@@ -306,7 +306,7 @@ def test_a_dry_run_starts_no_process():
         "sys.addaudithook(lambda event, _: event in watched and sys.exit('started a process'))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    words = "bench --dry-run tiny.gguf cut.gguf -d 0,16 -n 0 --scenario chat --power-command false --target pi5-8g"
+    words = "bench --dry-run tiny.gguf cut.gguf -d 0,16 -n 0 --scenario chat --power-command false --target pi5-8gb"
     done = subprocess.run([sys.executable, "-c", program, *words.split()], capture_output=True, text=True)
     plan, conditions = done.stdout.splitlines()
     tests = "prefill 128 tokens, prefill 256 tokens, prefill 128 tokens after 16, prefill 240 tokens after 16"
@@ -331,12 +331,12 @@ def test_scenarios_and_targets(capsys, tmp_path):
     cli.main(["export", str(write_llama(tmp_path / "m", layers=1)), "-o", str(tmp_path / "o"), "--type", "Q8_0",
               "--no-certificate"])  # fmt: skip
     (tmp_path / "short.yaml").write_text(SCENARIO)
-    words = [*QUICK, "--scenario", str(tmp_path / "short.yaml"), "--target", "pi5-8g,pi4-4g"]
+    words = [*QUICK, "--scenario", str(tmp_path / "short.yaml"), "--target", "pi5-8gb,pi4-4gb"]
     code, out, err = run(capsys, str(tmp_path / "o"), "tiny.gguf", *words)
     assert (code, err) == (5, "error: tiny.gguf: short: the file has no tokenizer, so no text can be sent\n")
     scenario = out[out.index("Scenario short") :].split("\n\n")[0]
     assert re.search(r"first token within 100 s +\n.*100 \(57 - 100\) +5\n +tiny.gguf +failed", scenario)
     assert re.search(r"goodput\) +\n.* 0 \(0 - 43\) +5\n +tiny.gguf +failed", scenario)
     predicted = out[out.index("Predictions, not measurements") :]
-    assert "measured here   pi5-8g (predicted)\n" in predicted
-    assert "measured here   pi4-4g (predicted)\n" in predicted
+    assert "measured here   pi5-8gb (predicted)\n" in predicted
+    assert "measured here   pi4-4gb (predicted)\n" in predicted

@@ -41,7 +41,7 @@ def test_pi_4_has_a_median_error_of_6_percent_and_at_most_29():
     assert max(errors) <= 0.29
 
 
-@pytest.mark.parametrize("name", ["pi-zero2w", "phone-mid", "phone-high-23", "iphone-a18", "cp8180"])
+@pytest.mark.parametrize("name", ["pi-zero-2w", "snapdragon-7-gen-3", "snapdragon-8-gen-2", "iphone-a18", "cp8180"])
 def test_devices_with_one_or_two_points_give_them_back(name):
     assert max(abs(point.error) for point in rows(name)) <= 0.08
 
@@ -70,13 +70,13 @@ def test_what_does_not_hold_is_known():
 
 def test_file_size_instead_of_active_bytes_would_be_wrong_by_a_factor():
     file = Work(file_bytes=int(10.3 * GB), types={"Q2_K": Share(10.3 * GB, 30.5 * GB)})
-    found = predict(load_target("pi5-16g"), file).decode
+    found = predict(load_target("pi5-16gb"), file).decode
     assert found is not None
     assert found.high < 7.99 / 5
 
 
 def test_the_formula_written_out_again():
-    target = load_target("pi5-8g")
+    target = load_target("pi5-8gb")
     mixed = Work(
         file_bytes=int(4 * GB),
         types={
@@ -117,18 +117,18 @@ def test_two_bits_promise_no_speed():
 
 
 def test_an_unmeasured_type_below_four_bits_says_so():
-    found = predict(load_target("pi4-8g"), work("IQ2_XS", 0.6, 2.3125))
+    found = predict(load_target("pi4-8gb"), work("IQ2_XS", 0.6, 2.3125))
     assert (
         "IQ2_XS: not measured there; below 4 bits a stock runtime is not taken to be faster than at 4"
         in found.sentences
     )
     assert found.confidence == "estimate"
     assert found.limited_by == "arithmetic of IQ2_XS"
-    assert "not measured there" not in " ".join(predict(load_target("pi4-8g"), work()).sentences[:2])
+    assert "not measured there" not in " ".join(predict(load_target("pi4-8gb"), work()).sentences[:2])
 
 
 def test_q2_k_on_a_pi_5_is_as_far_as_it_was_measured():
-    target, bytes_of = load_target("pi5-8g"), {"Q2_K": Share(2.77 * GB, 6.6 * GB)}
+    target, bytes_of = load_target("pi5-8gb"), {"Q2_K": Share(2.77 * GB, 6.6 * GB)}
     two = predict(target, Work(file_bytes=0, types=bytes_of, threads=2))
     assert two.decode is not None
     assert two.decode.value * 2.77 == pytest.approx(3.6, rel=0.02)  # GB/s
@@ -140,7 +140,7 @@ def test_q2_k_on_a_pi_5_is_as_far_as_it_was_measured():
 
 
 def test_fewer_threads_than_calibrated_lower_the_low_end():
-    target = load_target("pi5-8g")
+    target = load_target("pi5-8gb")
     all_four, two = predict(target, work()), predict(target, work(threads=2))
     assert all_four.decode is not None
     assert two.decode is not None
@@ -150,14 +150,14 @@ def test_fewer_threads_than_calibrated_lower_the_low_end():
 
 
 def test_a_small_model_is_bound_by_overhead_and_says_so():
-    found = predict(load_target("orin-nano"), work(gb=0.02))
+    found = predict(load_target("jetson-orin-nano"), work(gb=0.02))
     assert found.limited_by == "overhead"
     assert any("of a token is overhead" in text for text in found.sentences)
 
 
 def test_prefill_only_where_it_was_measured():
     q4 = {"Q4_K": Share(1.4 * GB, 2.3 * GB), "F32": Share(1e6, 0.25e6)}
-    pi5, pi4 = (predict(load_target(name), Work(file_bytes=0, types=q4)) for name in ("pi5-8g", "pi4-8g"))
+    pi5, pi4 = (predict(load_target(name), Work(file_bytes=0, types=q4)) for name in ("pi5-8gb", "pi4-8gb"))
     assert pi5.prefill is not None
     assert pi4.prefill is not None
     assert 28 <= pi5.prefill.value <= 32
@@ -167,10 +167,10 @@ def test_prefill_only_where_it_was_measured():
     assert pi5.token_ms is not None
     assert first.value == pytest.approx(300 / pi5.prefill.value * 1000 + pi5.token_ms.value)
     assert first.low < first.value < first.high
-    other = predict(load_target("pi5-8g"), work("Q8_0", 1.0, 8.5))
+    other = predict(load_target("pi5-8gb"), work("Q8_0", 1.0, 8.5))
     assert (other.prefill, other.ttft_ms(10)) == (None, None)
     assert "prefill is not predicted: Q8_0 was not measured there" in other.sentences
-    phone = predict(load_target("phone-high"), work())
+    phone = predict(load_target("snapdragon-8-gen-3"), work())
     assert phone.prefill is None
     assert any(text.startswith("prefill is not predicted: ") for text in phone.sentences)
 
@@ -182,7 +182,7 @@ def test_where_nothing_is_known_nothing_is_said():
     chip = predict(load_target("gr740"), work())
     assert chip.decode is None
     assert chip.sentences[0].startswith("does not run there: big-endian")
-    runtime = predict(load_target("pi5-8g"), work(), "onnxruntime")
+    runtime = predict(load_target("pi5-8gb"), work(), "onnxruntime")
     assert runtime.decode is None
     assert runtime.sentences[0].startswith("decode speed with onnxruntime is not known")
 
@@ -195,32 +195,32 @@ MIB = 1 << 20
     [(2000, 800, "fits"), (2000, 900, "tight"), (3340, 0, "tight"), (3400, 100, "no"), (100, 4000, "no")],
 )
 def test_what_fits(mib, anon, verdict):
-    # pi5-4g: 3340 MiB usable (3200 - 3470); fits up to 2880
+    # pi5-4gb: 3340 MiB usable (3200 - 3470); fits up to 2880
     file = Work(file_bytes=mib * MIB, types={}, peak_anon=anon * MIB)
-    found = predict(load_target("pi5-4g"), file).memory
+    found = predict(load_target("pi5-4gb"), file).memory
     assert (found.verdict, found.anon_known) == (verdict, True)
     assert found.need_bytes == (mib + anon) * MIB
 
 
 def test_unknown_memory_is_the_cache_alone_and_says_so():
-    found = predict(load_target("pi5-4g"), work(kv_bytes_per_token=1000, depth=50))
+    found = predict(load_target("pi5-4gb"), work(kv_bytes_per_token=1000, depth=50))
     assert found.memory.need_bytes == 2 * GB + 50_000
     assert not found.memory.anon_known
     assert any("not counted" in text for text in found.sentences)
 
 
 def test_reading_the_file_takes_its_bytes_over_the_storage():
-    found = predict(load_target("pi5-8g"), work(gb=1.8)).load_s
+    found = predict(load_target("pi5-8gb"), work(gb=1.8)).load_s
     assert list(found) == ["microSD", "NVMe"]
     assert found["microSD"].value == pytest.approx(20)
     assert found["NVMe"].low == pytest.approx(1800 / 800)
 
 
 def test_it_is_plain_data_marked_as_predicted():
-    found = predict(load_target("pi5-8g"), work())
+    found = predict(load_target("pi5-8gb"), work())
     data = json.loads(json.dumps(found.to_json()))
     assert data["predicted"] is True
-    assert data["target"] == "pi5-8g"
+    assert data["target"] == "pi5-8gb"
     assert data["decode"] == {"value": 4.901, "low": 4.099, "high": 5.816}
     assert "BW" in data["formula"]
     assert any("20 points" in text for text in data["sentences"])

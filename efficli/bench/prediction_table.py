@@ -14,8 +14,9 @@ from efficli.ops.byte_size import binary_bytes
 if TYPE_CHECKING:
     from efficli.target import Prediction, Range
 
-BESIDE = 2
-"""Targets in one table about one artifact; about several it is one. More do not fit 80 columns."""
+BESIDE, LETTERS = 2, 16
+"""Targets in one table about one artifact, if their names have no more letters; about several artifacts it is one.
+More do not fit 80 columns."""
 
 MILLI = 1000
 UNKNOWN = "not known"
@@ -26,8 +27,11 @@ def prediction_tables(result: BenchResult) -> Iterator[Table]:
     """Measured here, and predicted for each target."""
     targets = list(dict.fromkeys(found.target for artifact in result.artifacts for found in artifact.predictions))
     beside = BESIDE if sum(bool(artifact.predictions) for artifact in result.artifacts) == 1 else 1
-    for start in range(0, len(targets), beside):
-        chosen = targets[start : start + beside]
+    while targets:
+        chosen = targets[:beside]
+        if sum(map(len, chosen)) > LETTERS:
+            chosen = targets[:1]
+        targets = targets[len(chosen) :]
         columns = ["measured here", *(f"{target} (predicted)" for target in chosen)]
         entries = []
         for group, measured, predicted in _lines(result):

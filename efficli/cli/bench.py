@@ -33,7 +33,7 @@ Examples:
   efficli bench out
   efficli bench out/model-Q4_K_M.gguf -p 512 -n 128 -d 0,1024 -t 1,2
   efficli bench --compare q4.gguf q8.gguf --no-starts
-  efficli bench out --scenario chat,wake-up --target pi5-8g
+  efficli bench out --scenario chat,wake-up --target pi5-8gb
   efficli bench out --chart speed.png --markdown >>README.md""",
 )
 def bench(
@@ -102,7 +102,7 @@ def bench(
     ] = None,
     target: Annotated[
         list[str] | None,
-        option("--target", metavar="NAME[,NAME]", panel=_QUALITY, about="Predict for a device, as pi5-8g, or a YAML."),
+        option("--target", metavar="NAME[,NAME]", panel=_QUALITY, about="Predict for a device, as pi5-8gb, or a YAML."),
     ] = None,
     base: Annotated[
         str | None, option("--base", metavar="MODEL", panel=_QUALITY, about="Measure quality against this model.")

@@ -1,18 +1,22 @@
 """What a device is, as data: every figure with its source and how far it can be trusted.
 
 The profiles that come with efficli are `efficli/targets/NAME.yaml`. A profile of one's own is a file of the same form;
-`like: pi5-8g` takes every top-level key that it does not set itself from that profile.
+`like: pi5-8gb` takes every top-level key that it does not set itself from that profile.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from efficli.errors import UsageError, did_you_mean
+from efficli.errors import UsageError
+from efficli.ops.ggml_types import TYPE_IDS
 from efficli.strict_schema import Part, validate
 from efficli.strict_yaml import Document, parse
 
@@ -23,6 +27,9 @@ FEW, FEW_POINTS = 0.4, 3
 0.38 is the largest error of one constant for a whole device where there are points enough to see it (Pi 5, n = 20).
 """
 _MAX_LIKE = 5
+
+Group = Literal["Raspberry Pi", "phone", "board", "satellite", "x86"]
+GROUPS: tuple[Group, ...] = ("Raspberry Pi", "phone", "board", "satellite", "x86")
 
 Confidence = Literal["measured", "published", "vendor", "estimate"]
 """Measured on the device by efficli; published by somebody who measured it; a maker's figure; a guess with reasons."""
@@ -104,8 +111,8 @@ class Cores(Part):
 
     count: Annotated[int, Field(ge=1)]
     name: str
-    ghz: Annotated[float, Field(gt=0)]
-    """Highest clock."""
+    ghz: Annotated[float, Field(gt=0)] | None = None
+    """Highest clock; None where it is not known."""
 
 
 class Ram(Part):
@@ -120,12 +127,20 @@ class Ram(Part):
 
 
 class Bandwidth(Part):
-    """Of the memory, GB/s; what a model sees is in Decode and is not a fixed share of these."""
+    """Of the memory, GB/s; what a model sees is in Decode and is not a fixed share of these. At least one is there."""
 
-    theoretical: Figure
+    theoretical: Figure | None = None
     """Of the bus."""
     memcpy: Figure | None = None
-    """One way, one thread (tinymembench)."""
+    """One way, one thread (tinymembench): bytes copied, each read once and written once."""
+    read: Figure | None = None
+    """All cores reading at once."""
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Bandwidth:
+        if self.theoretical is None and self.memcpy is None and self.read is None:
+            raise ValueError("is empty, expected theoretical, memcpy or read")
+        return self
 
 
 class Floor(Part):
@@ -183,6 +198,28 @@ class Power(Part):
     """All cores writing tokens, or under a stress test."""
 
 
+class Fraction(Figure):
+    """A figure of at most 1."""
+
+    value: Annotated[float, Field(gt=0, le=1)]
+    high: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class Link(Part):
+    """The radio of a satellite that carries the device: what `--uplink` reckons with where nothing else is given."""
+
+    about: str
+    """Band, and whose it is."""
+    uplink_kbit_s: Figure
+    """To the satellite, 10^3 bits, as it is on the air."""
+    pass_min: Figure
+    """Minutes that a station sees the satellite each time."""
+    passes_per_day: Figure
+    """That can be used for this."""
+    efficiency: Fraction
+    """Of the bits on the air, those of the file: less framing, repeats and acquisition."""
+
+
 class Target(Part):
     """A device profile."""
 
@@ -193,7 +230,9 @@ class Target(Part):
     about: str
     """One line: which device."""
     aliases: Words = ()
-    """Other names."""
+    """Other names, the best known first."""
+    group: Group | None = None
+    """Under which `efficli targets` lists it."""
     arch: Literal["aarch64", "armv7", "x86-64", "riscv64", "sparc", "vliw"]
     """Instruction set."""
     isa: Words = ()
@@ -206,6 +245,10 @@ class Target(Part):
     """Formats whose stock runtime exists for it."""
     why_not: str | None = None
     """Why a format is missing in `runs`."""
+    lacks: Words = ()
+    """GGUF types that the first runtime of `decode` has no kernels for, or cannot load: ggml's names."""
+    lacks_source: str | None = None
+    """Where that is said."""
     ram: Ram
     bandwidth: Bandwidth
     decode: Annotated[tuple[Decode, ...], BeforeValidator(_tuple)] = ()
@@ -215,6 +258,8 @@ class Target(Part):
     storage: Annotated[tuple[Storage, ...], BeforeValidator(_tuple)] = ()
     """The usual one first."""
     power: Power = Power()
+    link: Link | None = None
+    """Of what is flown, where one is known."""
     notes: Words = ()
     """What else to know before trusting a figure."""
 
@@ -224,6 +269,11 @@ class Target(Part):
             raise ValueError("key 'why_not' is missing, and 'runs' does not name both gguf and onnx")
         if self.decode and "gguf" not in self.runs:
             raise ValueError("key 'decode' is there, and 'runs' does not name gguf")
+        if bool(self.lacks) != (self.lacks_source is not None):
+            raise ValueError("has 'lacks' or 'lacks_source' alone, expected both or neither")
+        unknown = [word for word in self.lacks if word not in TYPE_IDS]
+        if unknown:
+            raise ValueError(f"'lacks' names {unknown[0]!r}, expected types of ggml: {', '.join(TYPE_IDS)}")
         return self
 
     @property
@@ -246,20 +296,44 @@ def load_target(name_or_path: str | Path) -> Target:
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in name or name.endswith((".yaml", ".yml")):
         return _load(Path(name))
-    known = target_names()
-    if name.lower() in known:
-        return _load(FOLDER / f"{name.lower()}.yaml")
-    aliases = {alias: stem for stem in known for alias in _load(FOLDER / f"{stem}.yaml").aliases}
-    if name.lower() in aliases:
-        return _load(FOLDER / f"{aliases[name.lower()]}.yaml")
-    hint = did_you_mean(name, (*known, *aliases)) or f"known: {', '.join(known)}; or the path of a YAML file"
-    raise UsageError(f"unknown target {name!r}", hint=hint)
+    path = _shipped(name)
+    if path is None:
+        hint = _nearest(name) or f"known: {', '.join(target_names())}; or the path of a YAML file"
+        raise UsageError(f"unknown target {name!r}", hint=hint)
+    return _load(path)
+
+
+def parse_target(text: str, name: str) -> Target:
+    """The profile in `text`, which `name`.yaml may hold one day; UsageError."""
+    document = parse(text, f"{name}.yaml")
+    return validate(Target, Document(document.name, {"name": name, **document.values}, document.lines))
 
 
 def _load(path: Path) -> Target:
     document = _document(path, _MAX_LIKE)
     values = {"name": path.stem, **document.values}
     return validate(Target, Document(document.name, values, document.lines))
+
+
+def _shipped(word: str) -> Path | None:
+    """The file of a name or alias, in any case."""
+    name = word.lower()
+    name = name if name in target_names() else _aliases().get(name, "")
+    return FOLDER / f"{name}.yaml" if name else None
+
+
+@cache
+def _aliases() -> Mapping[str, str]:
+    """The name that each alias stands for."""
+    return {alias: name for name in target_names() for alias in _load(FOLDER / f"{name}.yaml").aliases}
+
+
+def _nearest(word: str) -> str | None:
+    """A hint with the devices whose names or aliases are most like `word`, each once; None without any."""
+    names = {name: name for name in target_names()} | dict(_aliases())
+    near = difflib.get_close_matches(word.lower(), names, n=8, cutoff=0.6)
+    found = list(dict.fromkeys(names[one] for one in near))[:3]
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else None
 
 
 def _document(path: Path, depth: int) -> Document:
@@ -280,11 +354,12 @@ def _document(path: Path, depth: int) -> Document:
     where = document.where(("like",))
     if not isinstance(like, str):
         raise UsageError(f"like: {like!r}, expected the name of a target", where=where)
-    if like not in target_names():
-        raise UsageError(f"like: unknown target {like!r}", where=where, hint=did_you_mean(like, target_names()))
+    parent = FOLDER / f"{like}.yaml" if like in target_names() else _shipped(like)
+    if parent is None:
+        raise UsageError(f"like: unknown target {like!r}", where=where, hint=_nearest(like))
     if not depth:
         raise UsageError(f"more than {_MAX_LIKE} profiles, each like the next", where=where)
-    return Document(document.name, _merged(_document(FOLDER / f"{like}.yaml", depth - 1).values, own), document.lines)
+    return Document(document.name, _merged(_document(parent, depth - 1).values, own), document.lines)
 
 
 def _merged(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

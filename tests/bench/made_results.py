@@ -187,7 +187,7 @@ def everything() -> BenchResult:
     first, other, noisy, _ = result.artifacts
     for one, token in ((first, 0.9), (other, 0.8), (noisy, 1.3)):
         one.scenarios = [chat(token), wake_up(250 * token)]
-        one.predictions = predictions(one.model.nbytes / MIB, "pi5-8g", "phone-mid", "zynq7020")
+        one.predictions = predictions(one.model.nbytes / MIB, "pi5-8gb", "zynq7020", "snapdragon-7-gen-3")
     other.scenarios[0] = chat(0.8, requests=4, slow=0)
     noisy.scenarios[1] = wake_up(0)
     noisy.scenarios[1].samples = []

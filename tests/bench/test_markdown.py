@@ -78,7 +78,7 @@ def test_what_else_was_asked_for_has_tables_of_its_own():
     assert ["prefill 512 tokens", "1.14 (1.12 - 1.15)", "faster", "7"] in rows
     text = to_markdown(everything())
     assert "in time, %" in table(text, "Scenario chat")[0]
-    assert "pi5-8g (predicted)" in table(text, "Predictions, not measurements")[0]
+    assert "pi5-8gb (predicted)" in table(text, "Predictions, not measurements")[0]
     below = text.rsplit("\n\n", 1)[1]
     assert "- predicted by t_token" in below and "- in time: share of the requests" in below
 

@@ -205,18 +205,20 @@ def test_scenarios_show_objectives_times_and_goodput():
 def test_predictions_stand_beside_what_was_measured_and_say_what_they_are():
     title, columns, rows = next(table for table in report_tables(one_artifact()) if "Predictions" in table[0])
     assert title == "Predictions, not measurements: reference-Q4_K_M.gguf"
-    assert columns[1:] == ["measured here", "pi5-8g (predicted)", "phone-mid (predicted)"]
+    assert columns[1:] == ["measured here", "pi5-8gb (predicted)", "zynq7020 (predicted)"]
     cells = {row[0]: row[1:] for row in rows}
     assert cells["decode, tokens/s"][0] == "1101"
     value, low, _, high = cells["decode, tokens/s"][1].replace("(", "").replace(")", "").split()
     assert float(low) <= float(value) <= float(high)
     assert cells["prefill, tokens/s"][2] == "not known" and cells["memory"][1].endswith(": fits")
-    reasons = [note for note in footnotes(one_artifact()) if note.startswith(("predicted by", "pi5-8g"))]
+    reasons = [note for note in footnotes(one_artifact()) if note.startswith(("predicted by", "pi5-8gb"))]
     assert "t_token" in reasons[0] and "GB/s" in reasons[1] and "microSD" in reasons[1]
     several_targets = [table for table in report_tables(everything()) if "Predictions" in table[0]]
     assert [table[1][2] for table in several_targets] == [
-        f"{name} (predicted)" for name in ("pi5-8g", "phone-mid", "zynq7020")
+        f"{name} (predicted)" for name in ("pi5-8gb", "zynq7020", "snapdragon-7-gen-3")
     ]
+    alone = [table[1][1:] for table in report_tables(one_artifact()) if "Predictions" in table[0]][1]
+    assert alone == ["measured here", "snapdragon-7-gen-3 (predicted)"]  # a long name has a table of its own
 
 
 def test_notes_of_an_artifact_are_kept():

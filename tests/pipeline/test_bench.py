@@ -46,7 +46,7 @@ def test_everything_of_a_file(spoken, tmp_path):
         spoken["Q4_0"],
         **QUICK | {"starts": True, "threads": (2, 1), "depth": (16, 0), "n_gen": (4,)},
         scenarios=(str(tmp_path / "s.yaml"),),
-        targets=("pi5-8g",),
+        targets=("pi5-8gb",),
     )
     [one] = result.artifacts
     assert one.failure is None
@@ -261,7 +261,7 @@ def test_a_limit_that_cannot_be_held_is_refused(tiny, monkeypatch):
 def test_what_is_predicted_is_what_stands_beside_it(tiny):
     """The decode with least before it, in whatever order depths are given."""
     predicted = [
-        efficli.bench([tiny], depth=depth, targets=("pi5-8g",), dry_run=True).artifacts[0].predictions
+        efficli.bench([tiny], depth=depth, targets=("pi5-8gb",), dry_run=True).artifacts[0].predictions
         for depth in ((100, 0), (0,), (100,))
     ]
     assert predicted[0] == predicted[1] != predicted[2]
@@ -303,7 +303,7 @@ def test_those_that_take_turns_run_the_same_tests(tiny, tmp_path):
 def test_in_turns_too_a_failure_is_one_line_and_predictions_know_the_memory(tiny, tmp_path):
     other = shutil.copy(tiny, tmp_path / "other.gguf")
     result = efficli.bench(
-        [tmp_path / "absent.gguf", tiny, other], **QUICK, compare=True, targets=("pi5-8g",), repetitions=6
+        [tmp_path / "absent.gguf", tiny, other], **QUICK, compare=True, targets=("pi5-8gb",), repetitions=6
     )
     assert codes(result) == [1, None, None]
     assert [(one.first, one.other) for one in result.comparisons] == [(str(tiny), str(other))] * 2
