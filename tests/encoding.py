@@ -7,9 +7,10 @@ import numpy as np
 from efficli.checkpoint import open_checkpoint
 from efficli.export.gguf.layout import string
 from efficli.export.gguf.model import layout
-from efficli.export.gguf.types import FILE_TYPES, TypeRequest, choose_types
+from efficli.export.gguf.types import TypeRequest, choose_types
 from efficli.export.gguf.writer import write_files
 from efficli.families import read_shape
+from efficli.ops.ggml_types import FILE_TYPES
 from efficli.ops.llama_log import llama_cpp as bindings
 from tests.gguf_reader import Reader
 from tests.pico import write_llama

@@ -7,8 +7,8 @@ import pytest
 
 from efficli.errors import UnsupportedError
 from efficli.export.gguf import encode, output, stream
-from efficli.export.gguf.types import FILE_TYPES
 from efficli.ops import ggml
+from efficli.ops.ggml_types import FILE_TYPES
 from tests.encoding import Model, assert_same_tensors, quantize_by_llama
 from tests.gguf_reader import Reader
 

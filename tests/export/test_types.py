@@ -5,8 +5,9 @@ import pytest
 
 from efficli.errors import UnsupportedError, UsageError
 from efficli.export.gguf.layout import OutTensor, f32, string, u32
-from efficli.export.gguf.types import FILE_TYPES, TypeRequest, choose_types, file_type
+from efficli.export.gguf.types import TypeRequest, choose_types
 from efficli.ops import dry_run
+from efficli.ops.ggml_types import FILE_TYPES, file_type
 
 LAYERS = 8
 
