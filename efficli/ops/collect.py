@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.errors import CheckpointError, FitError, UnsupportedError
-from efficli.ops.ggml import library_path
+from efficli.ops.libraries import library_path
 from efficli.ops.llama import LlamaFile, available_threads
 from efficli.ops.llama_log import captured_log, complaint, llama_cpp
 from efficli.progress import Progress

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from efficli.errors import UnsupportedError
-from efficli.ops.ggml import library_path
+from efficli.errors import MissingExtra, UnsupportedError
+from efficli.ops.child import run_child
 from efficli.ops.ggml_types import TYPE_IDS
+from efficli.ops.libraries import library_path
 from efficli.progress import Progress
 
 TYPE_COUNT = 43
@@ -78,22 +80,48 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Type per tensor, and for those that could not have the type they should: (wanted, got)."""
+    """Type per tensor, and for those that could not have the type they should: (wanted, got); or why there is none."""
 
-    types: dict[str, str]
-    fallbacks: dict[str, tuple[str, str]]
-
-
-def choose(argument: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Ask llama.cpp, in a child process: a header that it dislikes aborts it. Question -> Answer, as dictionaries."""
-    return asdict(_ask(Question(**argument)))
+    types: dict[str, str] = field(default_factory=dict)
+    fallbacks: dict[str, tuple[str, str]] = field(default_factory=dict)
+    refused: str | None = None
+    """What llama.cpp says against this type for this model."""
+    hint: str | None = None
 
 
-def _ask(question: Question) -> Answer:
+def ask(questions: Sequence[Question]) -> list[Answer]:
+    """llama.cpp's answers in the order of the questions, all from one child process (120 s at most).
+
+    MissingExtra without llama-cpp-python. A question that llama.cpp dies of is refused in its answer.
+    """
+    asked = [asdict(question) for question in questions]
+    try:
+        told = run_child("efficli.ops.dry_run:choose", asked, what="choosing types", timeout_s=120)
+    except MissingExtra:
+        raise
+    except UnsupportedError as error:
+        if len(questions) > 1:  # which one it died of: ask each alone
+            return [answer for question in questions for answer in ask([question])]
+        return [Answer(refused=error.message, hint=error.hint)]
+    return [Answer(**answer) for answer in told]
+
+
+def choose(argument: list[dict[str, Any]], progress: Progress) -> list[dict[str, Any]]:
+    """The child's part of `ask`, as llama.cpp aborts on a header that it dislikes. Questions -> answers, as JSON."""
     library = _llama()
     log: list[str] = []
     listener = _LOG(lambda level, text, data: log.append(text.decode(errors="replace")))
     library.llama_log_set(listener, None)
+    answers = []
+    for question in argument:
+        log.clear()
+        code = _quantize(library, Question(**question))
+        answers.append(asdict(_refusal(code, "".join(log)) if code else parse("".join(log))))
+    return answers
+
+
+def _quantize(library: ctypes.CDLL, question: Question) -> int:
+    """Run the quantizer; what it chose is in its log. 0, or the code of its failure."""
     patterns = [TensorOverride(p.encode(), TYPE_IDS[t]) for p, t in question.overrides]
     overrides = (TensorOverride * (len(patterns) + 1))(*patterns)
     # one entry that matches nothing: only its presence changes the choice
@@ -109,14 +137,14 @@ def _ask(question: Question) -> Answer:
         params.tt_overrides = overrides
     if question.with_imatrix:
         params.imatrix = imatrix
-    code = library.llama_model_quantize(question.header.encode(), b"/dev/null", ctypes.byref(params))
-    text = "".join(log)
-    if code:
-        reason = re.findall(r"failed to quantize: (.*)", text)
-        why = reason[-1] if reason else f"code {code}"
-        hint = "its rows do not fill the blocks of this type: choose another" if "fallback" in why else None
-        raise UnsupportedError(f"llama.cpp cannot choose types: {why}", hint=hint)
-    return parse(text)
+    return int(library.llama_model_quantize(question.header.encode(), b"/dev/null", ctypes.byref(params)))
+
+
+def _refusal(code: int, log: str) -> Answer:
+    reason = re.findall(r"failed to quantize: (.*)", log)
+    why = reason[-1] if reason else f"code {code}"
+    hint = "its rows do not fill the blocks of this type: choose another" if "fallback" in why else None
+    return Answer(refused=f"llama.cpp cannot choose types: {why}", hint=hint)
 
 
 def parse(log: str) -> Answer:

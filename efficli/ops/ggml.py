@@ -8,23 +8,21 @@ side by side. The library is loaded from the installed package without importing
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficli.errors import MissingExtra, UnsupportedError
+from efficli.errors import UnsupportedError
 from efficli.ops.ggml_types import TYPE_IDS
+from efficli.ops.libraries import library_path
 
 NEEDS_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 """Types whose encoder aborts the process without an importance matrix."""
 
 _NAMES = {number: name for name, number in TYPE_IDS.items()}
 _POINTER = ctypes.c_void_p
-_LIBRARY_NAMES = ("lib{}.so.0", "lib{}.so", "lib{}.dylib", "{}.dll", "lib{}.dll")
 
 
 class TypeTraits(ctypes.Structure):
@@ -49,22 +47,6 @@ class TypeInfo:
     number: int
     block_size: int
     block_bytes: int
-
-
-def library_path(stem: str) -> Path:
-    """The shared library `stem` ("ggml-base", "ggml-cpu", "llama") of the installed llama-cpp-python."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra("llama-cpp-python", "gguf")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
-    for pattern in _LIBRARY_NAMES:
-        path = folder / pattern.format(stem)
-        if path.exists():
-            return path
-    raise UnsupportedError(
-        f"the installed llama-cpp-python has no library '{stem}' in {folder}",
-        hint="pip install --force-reinstall 'efficli[gguf]'",
-    )
 
 
 @cache

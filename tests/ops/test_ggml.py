@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from efficli.errors import MissingExtra
-from efficli.ops import ggml
+from efficli.ops import ggml, libraries
 from efficli.ops.ggml_types import BLOCKS
 
 ALL = sorted(ggml.TYPE_IDS)

@@ -6,8 +6,9 @@ Source: ggml's docs/gguf.md. Written here and not by gguf's GGUFWriter, as that 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from gguf import GGUFValueType
@@ -53,22 +54,46 @@ class Layout:
 
 def lay_out(metadata: Mapping[str, Field], tensors: Sequence[StoredTensor]) -> Layout:
     """Serialise the header and place each tensor's data, aligned, in the given order."""
-    out = bytearray(b"GGUF")
-    out += struct.pack("<IQQ", 3, len(tensors), len(metadata))
-    for key, field in metadata.items():
-        out += _string(key)
-        out += _value(key, field)
-    relative = 0
-    places = []
-    for tensor in tensors:
-        dims = tensor.shape[::-1]
-        out += _string(tensor.name)
-        out += struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type_id, relative)
-        places.append(relative)
-        relative = _aligned(relative + tensor.nbytes)
+    places, nbytes = _places(tensors)
+    out = bytearray(_begin(len(tensors), len(metadata)))
+    out += pack(metadata)
+    out += _table(tensors, places)
     start = _aligned(len(out))
     out += bytes(start - len(out))
-    return Layout(bytes(out), tuple(start + place for place in places), start + relative)
+    return Layout(bytes(out), tuple(start + place for place in places), start + nbytes)
+
+
+def measure(packed: int, tensors: Sequence[StoredTensor]) -> int:
+    """`lay_out(metadata, tensors).nbytes` where `pack(metadata)` has `packed` bytes."""
+    places, nbytes = _places(tensors)
+    return _aligned(len(_begin(0, 0)) + packed + len(_table(tensors, places))) + nbytes
+
+
+def pack(metadata: Mapping[str, Field]) -> bytes:
+    """Keys and values as they stand in the file; with a large vocabulary some megabytes."""
+    return b"".join(part for key, field in metadata.items() for part in (_string(key), _value(key, field)))
+
+
+def _begin(tensors: int, fields: int) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, fields)
+
+
+def _places(tensors: Sequence[StoredTensor]) -> tuple[list[int], int]:
+    """Where each tensor's data begins, counted from the first one's, and the length of all data."""
+    places, relative = [], 0
+    for tensor in tensors:
+        places.append(relative)
+        relative = _aligned(relative + tensor.nbytes)
+    return places, relative
+
+
+def _table(tensors: Sequence[StoredTensor], places: Sequence[int]) -> bytes:
+    out = bytearray()
+    for tensor, place in zip(tensors, places, strict=True):
+        dims = tensor.shape[::-1]
+        out += _string(tensor.name)
+        out += struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type_id, place)
+    return bytes(out)
 
 
 def _aligned(nbytes: int) -> int:
@@ -80,6 +105,12 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def _strings(texts: Iterable[str]) -> bytes:
+    data = [text.encode() for text in texts]
+    lengths = map(struct.Struct("<Q").pack, map(len, data))
+    return b"".join(chain.from_iterable(zip(lengths, data, strict=True)))
+
+
 def _value(key: str, field: Field) -> bytes:
     if field.type is not GGUFValueType.ARRAY:
         return struct.pack("<I", field.type) + _scalar(key, field.type, field.value)
@@ -88,7 +119,7 @@ def _value(key: str, field: Field) -> bytes:
         raise ValueError(f"{key}: an array needs a type and at least one item")
     head = struct.pack("<IIQ", field.type, item, len(field.value))
     if item is GGUFValueType.STRING:
-        return head + b"".join(map(_string, field.value))
+        return head + _strings(field.value)
     if item not in _FORMATS:
         raise ValueError(f"{key}: arrays of {item.name} are not written")
     return head + struct.pack(f"<{len(field.value)}{_FORMATS[item]}", *field.value)

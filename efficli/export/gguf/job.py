@@ -15,19 +15,19 @@ from gguf import Keys
 from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint, open_checkpoint
-from efficli.errors import UnsupportedError, UsageError
+from efficli.errors import EffiError, UnsupportedError, UsageError
 from efficli.export.gguf import packed
 from efficli.export.gguf.chat_check import check_chat_templates
 from efficli.export.gguf.general import file_name, general_metadata, model_card
-from efficli.export.gguf.header import StoredTensor, lay_out
+from efficli.export.gguf.header import measure, pack
 from efficli.export.gguf.layout import Metadata, OutTensor, string
 from efficli.export.gguf.model import layout
-from efficli.export.gguf.types import TypeChoice, TypeRequest, check_imatrix, choose_types, file_type
-from efficli.export.gguf.vocab import compare_ids, read_vocab
+from efficli.export.gguf.types import TypeChoice, TypeRequest, check_imatrix, choose_each
+from efficli.export.gguf.vocab import Vocab, compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
 from efficli.families import ModelShape, read_shape
-from efficli.ops import ggml
 from efficli.ops.child import run_child
+from efficli.ops.ggml_types import file_type
 from efficli.progress import Progress
 
 
@@ -89,35 +89,18 @@ def prepare(
     Raises what its parts raise: UnsupportedError (family, tokenizer, type), CheckpointError (tensors that do not fit
     config.json), UsageError (types); with `strict` also where a tensor falls back to another type.
     """
-    shape = read_shape(ckpt.config)
-    arch = shape.facts.gguf_arch
-    vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
+    described = describe(ckpt, own=own, pre_tokenizer=pre_tokenizer, strict=strict)
     templates = check_chat_templates(ckpt)
-    model, tensors, report = layout(shape, ckpt, strict=strict)
-    num_weights = sum(t.num_elements for t in tensors)
-    experts = sum(t.num_elements for t in tensors if t.transform == "stack")
-    general = general_metadata(
-        ckpt,
-        num_weights=num_weights,
-        expert_weights=experts,
-        num_experts=shape.num_experts if experts else 0,
-        strips_like_phi3=vocab.strips_like_phi3,
-    )
-    metadata: Metadata = {Keys.General.ARCHITECTURE: string(arch)} | general | model | vocab.metadata
-    metadata |= {f"efficli.{key}": string(value) for key, value in own.items()}
+    metadata, tensors = described.metadata, described.tensors
     kinds = [file_type(request.type) for request in requests]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         raise UsageError(f"type {twice[0]} is asked for twice")
-    files = []
-    for request in requests:
-        choice = choose_types(metadata, tensors, request)
-        files.append(
-            PlannedFile(
-                name=file_name(metadata, choice.type),
-                choice=choice,
-                nbytes=_nbytes(metadata, tensors, choice),
-            )
-        )
+    sizer = Sizer(metadata, tensors)
+    files, report = [], list(described.report)
+    for choice in choose_each(metadata, tensors, requests):
+        if isinstance(choice, EffiError):
+            raise choice
+        files.append(PlannedFile(name=file_name(metadata, choice.type), choice=choice, nbytes=sizer.nbytes(choice)))
         report += [f"{choice.type}: {fallback}" for fallback in choice.fallbacks]
         report += [f"{choice.type}: {note}" for note in packed.notes(ckpt, tensors, choice)]
         if strict and choice.fallbacks:
@@ -127,23 +110,77 @@ def prepare(
             )
     return GgufJob(
         checkpoint=ckpt,
-        shape=shape,
+        shape=described.shape,
         metadata=metadata,
         tensors=tuple(tensors),
         files=tuple(files),
-        report=(*ckpt.notes, *model_card(ckpt).notes, *report, *vocab.notes, *templates),
+        report=(*ckpt.notes, *model_card(ckpt).notes, *report, *described.vocab_notes, *templates),
     )
 
 
-def _nbytes(metadata: Metadata, tensors: Sequence[OutTensor], choice: TypeChoice) -> int:
-    stored = []
-    for tensor in tensors:
-        kind = choice.types[tensor.name]
-        rows = tensor.num_elements // tensor.shape[-1]
-        stored.append(
-            StoredTensor(tensor.name, tensor.shape, ggml.type_id(kind), rows * ggml.row_bytes(kind, tensor.shape[-1]))
-        )
-    return lay_out(metadata | choice.fields, stored).nbytes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What all files of a checkpoint share, whatever their types."""
+
+    shape: ModelShape
+    metadata: Metadata
+    tensors: list[OutTensor]
+    report: tuple[str, ...]
+    """What llama.cpp does otherwise, and what was left out."""
+    vocab_notes: tuple[str, ...]
+
+
+def describe(
+    ckpt: Checkpoint, *, own: Mapping[str, str], pre_tokenizer: str | None = None, strict: bool = False
+) -> Described:
+    """Metadata and tensors of a checkpoint's files, from its configuration, tokenizer and headers; see `prepare`.
+
+    Chat templates are taken as they are, and not tried.
+    """
+    shape = read_shape(ckpt.config)
+    arch = shape.facts.gguf_arch
+    vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
+    model, tensors, report = layout(shape, ckpt, strict=strict)
+    metadata = all_metadata(ckpt, arch, model, vocab, tensors, num_experts=shape.num_experts, own=own)
+    return Described(shape=shape, metadata=metadata, tensors=tensors, report=tuple(report), vocab_notes=vocab.notes)
+
+
+def all_metadata(
+    ckpt: Checkpoint,
+    arch: str,
+    model: Metadata,
+    vocab: Vocab,
+    tensors: Sequence[OutTensor],
+    *,
+    num_experts: int,
+    own: Mapping[str, str],
+) -> Metadata:
+    """The fields that all files of a checkpoint have: `general.*`, those of `model` and `vocab`, `efficli.*`."""
+    # the matrices of experts are the only ones with three axes, however many tensors the checkpoint has them in
+    experts = sum(t.num_elements for t in tensors if len(t.shape) == 3)
+    general = general_metadata(
+        ckpt,
+        num_weights=sum(t.num_elements for t in tensors),
+        expert_weights=experts,
+        num_experts=num_experts if experts else 0,
+        strips_like_phi3=vocab.strips_like_phi3,
+    )
+    metadata: Metadata = {Keys.General.ARCHITECTURE: string(arch)} | general | model | vocab.metadata
+    return metadata | {f"efficli.{key}": string(value) for key, value in own.items()}
+
+
+class Sizer:
+    """The exact size of files that differ in their types alone."""
+
+    def __init__(self, metadata: Metadata, tensors: Sequence[OutTensor]) -> None:
+        self._metadata, self._tensors = metadata, tensors
+        self._packed: int | None = None
+
+    def nbytes(self, choice: TypeChoice) -> int:
+        """Bytes of the whole file: metadata, tensor table, data, alignment."""
+        if self._packed is None:  # once: a vocabulary is megabytes, and what differs are numbers of fixed width
+            self._packed = len(pack(self._metadata | choice.fields))
+        return measure(self._packed, choice.stored(self._tensors))
 
 
 def compare_tokens(path: Path, ckpt: Checkpoint, progress: Progress) -> list[str]:

@@ -9,41 +9,26 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
-from efficli.errors import UsageError, did_you_mean
+from efficli.errors import EffiError, UnsupportedError, UsageError, did_you_mean
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, u32
-from efficli.ops.child import run_child
-from efficli.ops.dry_run import Question
-from efficli.ops.ggml import block_size, row_bytes
-from efficli.ops.ggml_types import TYPE_IDS, numbered
+from efficli.ops.dry_run import Answer, Question, ask
+from efficli.ops.ggml import block_size, row_bytes, type_id
+from efficli.ops.ggml_types import FILE_TYPES, NEED_IMATRIX, TYPE_IDS, file_type, tensor_type
 from efficli.ops.storage import writing
-
-FILE_TYPES: Mapping[str, int] = numbered(
-    """
-    F32 0 F16 1 BF16 32 Q8_0 7 Q4_0 2 Q4_1 3 Q5_0 8 Q5_1 9 Q2_K 10 Q2_K_S 21 Q3_K_S 11 Q3_K_M 12 Q3_K_L 13
-    Q4_K_S 14 Q4_K_M 15 Q5_K_S 16 Q5_K_M 17 Q6_K 18 IQ1_S 24 IQ1_M 31 IQ2_XXS 19 IQ2_XS 20 IQ2_S 28 IQ2_M 29
-    IQ3_XXS 23 IQ3_XS 22 IQ3_S 26 IQ3_M 27 IQ4_XS 30 IQ4_NL 25 TQ1_0 36 TQ2_0 37 Q1_0 40 Q2_0 41 MXFP4_MOE 38
-    """
-)
-"""llama.cpp's file types by name, with their numbers (enum llama_ftype): the value of `general.file_type`."""
-
-ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
-"""Names that llama.cpp accepts for another."""
 
 TERNARY = frozenset({"TQ1_0", "TQ2_0", "Q2_0", "Q1_0"})
 """Types that pack weights of two or three values a block, and ruin others."""
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
-_WANTS_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 _LOW_BIT_OUTPUT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M"})
 _ENDS = frozenset({"token_embd.weight", "output.weight"})
 
@@ -104,35 +89,62 @@ class TypeChoice:
 
     def nbytes(self, tensors: Iterable[OutTensor]) -> int:
         """Bytes of the tensors' data, without alignment."""
-        return sum(t.num_elements // t.shape[-1] * row_bytes(self.types[t.name], t.shape[-1]) for t in tensors)
+        return sum(tensor.nbytes for tensor in self.stored(tensors))
 
-
-def file_type(name: str) -> str:
-    """The canonical name of a file type ("q4_k" -> "Q4_K_M"); UsageError with the nearest names otherwise."""
-    upper = name.strip().upper()
-    upper = ALIASES.get(upper, upper)
-    if upper not in FILE_TYPES:
-        near = did_you_mean(upper.lower(), [known.lower() for known in FILE_TYPES])
-        hint = near.upper().replace("DID YOU MEAN", "did you mean").replace(" OR ", " or ") if near else None
-        raise UsageError(f"unknown type '{name}'", hint=hint or f"one of {', '.join(FILE_TYPES)}")
-    return upper
-
-
-def tensor_type(name: str) -> str:
-    """The canonical name of a tensor's type ("q8_0" -> "Q8_0"); UsageError for a name that is none (as Q4_K_M)."""
-    upper = name.strip().upper()
-    if upper not in TYPE_IDS:
-        kind = "a mixture for whole files" if upper in FILE_TYPES else "unknown"
-        raise UsageError(f"type '{name}' of a tensor: {kind}, expected one of {', '.join(TYPE_IDS)}")
-    return upper
+    def stored(self, tensors: Iterable[OutTensor]) -> list[StoredTensor]:
+        """The tensors as the file holds them."""
+        return [
+            StoredTensor(t.name, t.shape, type_id(kind), t.num_elements // t.shape[-1] * row_bytes(kind, t.shape[-1]))
+            for t in tensors
+            for kind in (self.types[t.name],)
+        ]
 
 
 def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequest) -> TypeChoice:
     """The type of every tensor, as llama.cpp's quantizer chooses from F32.
 
     UsageError: unknown type, an override that no tensor takes, rows that an explicitly given type cannot hold, a type
-    that needs an importance matrix and has none. MissingExtra without llama-cpp-python.
+    that needs an importance matrix and has none. UnsupportedError: llama.cpp has no types for these rows. MissingExtra
+    without llama-cpp-python.
     """
+    (choice,) = choose_each(metadata, tensors, [request])
+    if isinstance(choice, EffiError):
+        raise choice
+    return choice
+
+
+def choose_each(
+    metadata: Metadata, tensors: list[OutTensor], requests: Sequence[TypeRequest]
+) -> list[TypeChoice | EffiError]:
+    """`choose_types` for several files at the price of one child process; an error in the place of what it refuses.
+
+    Raises only what concerns all of them: MissingExtra, and FitError where llama.cpp does not answer.
+    """
+    out: list[TypeChoice | EffiError] = []
+    with tempfile.TemporaryDirectory(prefix="efficli-types-") as folder:
+        header = Path(folder) / "header.gguf"
+        _write_header(header, metadata, tensors)
+        asked: list[Question | EffiError] = []
+        for request in requests:
+            try:
+                asked.append(_question(header, tensors, request))
+            except EffiError as error:
+                asked.append(error)
+        questions = [question for question in asked if isinstance(question, Question)]
+        answers = iter(ask(questions) if questions else [])
+    for request, question in zip(requests, asked, strict=True):
+        if isinstance(question, EffiError):
+            out.append(question)
+            continue
+        try:
+            out.append(_choice(request, question, next(answers), tensors))
+        except EffiError as error:
+            out.append(error)
+    return out
+
+
+def _question(header: Path, tensors: list[OutTensor], request: TypeRequest) -> Question:
+    """What llama.cpp is asked for one file; UsageError for a wish that makes no sense."""
     name = file_type(request.type)
     output = tensor_type(request.output_tensor_type) if request.output_tensor_type else None
     embedding = tensor_type(request.token_embedding_type) if request.token_embedding_type else None
@@ -144,26 +156,30 @@ def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequ
     if overrides and name in _PLAIN:
         # llama.cpp ignores overrides for these; asked as "all Q8_0, but the rest of it F16" it applies them
         ftype, pure, overrides = FILE_TYPES["Q8_0"], True, (*overrides, (".*", name))
-    with tempfile.TemporaryDirectory(prefix="efficli-types-") as folder:
-        header = Path(folder) / "header.gguf"
-        _write_header(header, metadata, tensors)
-        question = Question(
-            header=str(header),
-            ftype=ftype,
-            pure=pure,
-            output_tensor_type=output,
-            token_embedding_type=embedding,
-            overrides=overrides,
-            with_imatrix=request.imatrix is not None or request.imatrix_follows,
-        )
-        answer = run_child("efficli.ops.dry_run:choose", asdict(question), what="choosing types", timeout_s=120)
-    types: dict[str, str] = {t.name: "F32" if t.keep_f32 else answer["types"][t.name] for t in tensors}
-    given = [p for p, _ in overrides] + ["output"] * (output is not None) + ["embd"] * (embedding is not None)
-    fallbacks = _fallbacks(name, tensors, types, answer["fallbacks"], given)
+    return Question(
+        header=str(header),
+        ftype=ftype,
+        pure=pure,
+        output_tensor_type=output,
+        token_embedding_type=embedding,
+        overrides=overrides,
+        with_imatrix=request.imatrix is not None or request.imatrix_follows,
+    )
+
+
+def _choice(request: TypeRequest, question: Question, answer: Answer, tensors: list[OutTensor]) -> TypeChoice:
+    """The types of one file from llama.cpp's answer."""
+    if answer.refused is not None:
+        raise UnsupportedError(answer.refused, hint=answer.hint)
+    name = file_type(request.type)
+    types: dict[str, str] = {t.name: "F32" if t.keep_f32 else answer.types[t.name] for t in tensors}
+    given = [pattern for pattern, _ in question.overrides]
+    given += ["output"] * (question.output_tensor_type is not None)
+    given += ["embd"] * (question.token_embedding_type is not None)
     choice = TypeChoice(
         type=name,
         types=types,
-        fallbacks=fallbacks,
+        fallbacks=_fallbacks(name, tensors, types, answer.fallbacks, given),
         imatrix=request.imatrix,
         allow_non_ternary=request.allow_non_ternary,
     )
@@ -251,7 +267,7 @@ def check_imatrix(choice: TypeChoice, tensors: Sequence[OutTensor]) -> None:
     """Refuse very low bits without an importance matrix (garbage, says llama.cpp), and a matrix of another model."""
     for tensor in tensors:
         kind = choice.types[tensor.name]
-        needs = kind in _WANTS_IMATRIX or (kind == "Q2_K" and choice.type == "Q2_K_S")
+        needs = kind in NEED_IMATRIX or (kind == "Q2_K" and choice.type == "Q2_K_S")
         if choice.imatrix is None:
             if needs and tensor.name not in _ENDS:
                 raise UsageError(

@@ -104,16 +104,20 @@ def _fit(source: Source, rows: int, arch: str) -> tuple[Source, list[str]]:
 
 def _pad(parts: Parts) -> None:
     """Fill ids without a token with [PADn], and check what llama.cpp takes for granted."""
-    taken = {text for text, kind in zip(parts.texts, parts.types, strict=True) if kind != TokenType.UNUSED}
-    for i, kind in enumerate(parts.types):
-        if kind == TokenType.UNUSED and not parts.texts[i]:
+    texts = parts.texts
+    empty = [i for i, kind in enumerate(parts.types) if kind is TokenType.UNUSED and not texts[i]]
+    if empty:
+        taken = {text for text, kind in zip(texts, parts.types, strict=True) if kind != TokenType.UNUSED}
+        for i in empty:
             text = f"[PAD{i}]"
             while text in taken:
                 text += "_"
-            parts.texts[i] = text
+            texts[i] = text
             taken.add(text)
+    if "\0" not in "".join(texts) and len(set(texts)) == len(texts):
+        return
     seen: dict[str, int] = {}
-    for i, text in enumerate(parts.texts):
+    for i, text in enumerate(texts):
         if "\0" in text:
             raise UnsupportedError(f"tokenizer: token {i} contains a NUL character, GGUF cannot hold it")
         if seen.setdefault(text, i) != i:

@@ -50,9 +50,16 @@ def merge_lines(merges: Sequence[Any]) -> list[str]:
     lines: list[str] = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-            raise CheckpointError(f"tokenizer.json: merge {merge!r} is not a pair of tokens")
-        if any(" " in part for part in pair):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise _no_pair(merge)
+        left, right = pair
+        if not (isinstance(left, str) and isinstance(right, str) and left and right):
+            raise _no_pair(merge)
+        if " " in left or " " in right:
             raise UnsupportedError(f"tokenizer.json: merge {merge!r} has a space in a token, GGUF cannot hold it")
-        lines.append(f"{pair[0]} {pair[1]}")
+        lines.append(f"{left} {right}")
     return lines
+
+
+def _no_pair(merge: object) -> CheckpointError:
+    return CheckpointError(f"tokenizer.json: merge {merge!r} is not a pair of tokens")

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficli.checkpoint import Checkpoint
-from efficli.export.gguf.header import StoredTensor, lay_out
+from efficli.export.gguf.header import lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor
 from efficli.export.gguf.output import AppendedFile, Full
-from efficli.export.gguf.stream import Job, num_rows
+from efficli.export.gguf.stream import Job
 from efficli.export.gguf.types import TypeChoice
 from efficli.ops import ggml
 from efficli.progress import Progress, Silent
@@ -97,11 +97,7 @@ class OutputFile:
     def __init__(
         self, path: Path, metadata: Metadata, choice: TypeChoice, tensors: Sequence[OutTensor], hashes: bool
     ) -> None:
-        stored = [
-            StoredTensor(t.name, t.shape, ggml.type_id(kind), num_rows(t) * ggml.row_bytes(kind, t.shape[-1]))
-            for t in tensors
-            for kind in (choice.types[t.name],)
-        ]
+        stored = choice.stored(tensors)
         self.path, self.choice, self.hashes = path, choice, hashes
         self.layout = lay_out({**metadata, **choice.fields}, stored)
         self.offsets = dict(zip((t.name for t in stored), self.layout.offsets, strict=True))
