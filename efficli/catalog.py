@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import cast, get_args
 
@@ -18,7 +16,17 @@ from efficli import tensorwise
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.sidecar import Origin, Sidecar, Step, compress, write_sidecar
 from efficli.errors import UsageError, did_you_mean
-from efficli.method import Context, Kind, Leave, MethodConfig, Outcome, TensorConfig, TensorSolver, WholeModel
+from efficli.method import (
+    Context,
+    Kind,
+    Leave,
+    MethodConfig,
+    Outcome,
+    Rehearsal,
+    TensorConfig,
+    TensorSolver,
+    WholeModel,
+)
 from efficli.ops.storage import sync_directory, sync_file, writing
 
 PACKAGES = ("quantize", "lowrank", "skip_layers", "distill")
@@ -37,6 +45,7 @@ class Method:
     run: WholeModel | None = None
     solve: TensorSolver | None = None
     leave: Leave | None = None
+    rehearsal: Rehearsal | None = None
 
 
 def method_names() -> tuple[str, ...]:
@@ -61,23 +70,28 @@ def canonical(name: str) -> str:
 
 def about(name: str) -> str:
     """The first line of a method's docstring; it is not imported."""
-    return (ast.get_docstring(_tree(_module(name))) or "").partition("\n")[0]
+    return description(name).partition("\n")[0]
+
+
+def description(name: str) -> str:
+    """A method's whole docstring: equations, papers, what it costs; it is not imported."""
+    return ast.get_docstring(_tree(name)) or ""
 
 
 def kind_of(name: str) -> Kind:
     """The kind of a method; it is not imported."""
-    for node in _tree(_module(name)).body:
+    for node in _tree(name).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="KIND")], value=ast.Constant(value=str(kind))) if kind in get_args(
                 Kind
             ):
                 return cast(Kind, kind)
-    raise ValueError(f"{_module(name)} says no KIND")
+    raise ValueError(f"{module_of(name)} says no KIND")
 
 
 def load_method(name: str) -> Method:
     """Import a method. UsageError "unknown method", with the nearest name."""
-    module = importlib.import_module(_module(name))
+    module = importlib.import_module(module_of(name))
     return Method(
         name=canonical(name),
         kind=kind_of(name),
@@ -85,6 +99,7 @@ def load_method(name: str) -> Method:
         run=getattr(module, "run", None),
         solve=getattr(module, "solve", None),
         leave=getattr(module, "leave", None),
+        rehearsal=getattr(module, "rehearsal", None),
     )
 
 
@@ -134,46 +149,17 @@ def _origin(ckpt: Checkpoint, fingerprint: str | None, context: Context) -> Orig
     return Origin(fingerprint=fingerprint, model=ckpt.model, revision=ckpt.revision)
 
 
-@cache
-def method_modules(name: str) -> tuple[str, ...]:
-    """Dotted names of efficli's modules whose source decides what a method writes: its own, and all that it imports."""
-    waiting, seen = [_module(name), __name__], set[str]()
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        waiting += [parent for parent in _parents(module) if parent != "efficli"]
-        waiting += list(_imports(module))
-    return tuple(sorted(seen))
-
-
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
+    """The dotted name of a method's module."""
     return "efficli." + canonical(name).replace("-", "_")
 
 
-def _file(module: str) -> Path:
-    path = _ROOT.joinpath(*module.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def method_modules(name: str) -> tuple[str, ...]:
+    """Modules whose source, with all that they import, decides what a method writes: its own, and what runs it."""
+    return module_of(name), __name__
 
 
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_text(encoding="utf-8"))
-
-
-def _parents(module: str) -> Iterator[str]:
-    parts = module.split(".")
-    return (".".join(parts[:n]) for n in range(1, len(parts)))
-
-
-def _imports(module: str) -> Iterator[str]:
-    """Modules of efficli that a module imports, inside functions too."""
-    for node in ast.walk(_tree(module)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.startswith("efficli.") and _file(name).is_file():
-                yield name
+def _tree(name: str) -> ast.Module:
+    """The syntax tree of a method's module."""
+    path = _ROOT.joinpath(*module_of(name).split(".")[1:]).with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"))

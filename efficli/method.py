@@ -6,6 +6,8 @@ what it does, a class `Config`, a constant `KIND`, and the function of its kind:
 whole-model   run(ckpt, folder, config, context) -> Outcome: writes the new checkpoint into the empty `folder`.
 tensor        solve(weight, statistics, config, context) -> weight, and, where some matrices are not for it,
               leave(rows, columns, config) -> why one of this shape stays as it is, or None. `tensorwise` walks them.
+
+A module may have rehearsal(config, layers) -> config too, if its keys depend on the size of the model.
 """
 
 from __future__ import annotations
@@ -102,3 +104,6 @@ class TensorSolver(Protocol):
 
 Leave = Callable[[int, int, Any], str | None]
 """Rows, columns, configuration -> why such a matrix stays as it is, or None."""
+
+Rehearsal = Callable[[Any, int], Any]
+"""Configuration, number of layers -> the configuration with which a clone of so few layers can be gone through."""

@@ -16,7 +16,7 @@ import efficli.cli
 RUN = "import sys; from efficli.cli import main; sys.exit(main())"
 
 
-MODULES = ("options", "app", "export", "bench", "attempt")
+MODULES = ("options", "app", "export", "bench", "attempt", "methods")
 
 
 def bare_app() -> str:

@@ -128,7 +128,16 @@ def loaded_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["export", "--help"], ["bench", "--help"], ["try", "--help"], ["--version"], ["exprot"]]
+    "words",
+    [
+        ["--help"],
+        ["export", "--help"],
+        ["bench", "--help"],
+        ["try", "--help"],
+        ["methods", "--help"],
+        ["--version"],
+        ["exprot"],
+    ],
 )
 def test_help_loads_nothing_heavy(words):
     loaded = loaded_after(f"from efficli.cli import main; main({words!r})")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from efficli.checkpoint.files import changed, open_regular, read_exactly, single_name
 from efficli.checkpoint.hub import ELSEWHERE
 from efficli.checkpoint.reader import Checkpoint
+from efficli.checkpoint.safetensors_file import write_file
 from efficli.checkpoint.shards import INDEX, PICKLES, SINGLE
-from efficli.checkpoint.sidecar import FILE, Packed, edit, packed_blocks, write_packed
-from efficli.ops.storage import byte_text, write_error, writing
+from efficli.checkpoint.sidecar import FILE, PACKED, PACKED_METADATA, Packed, edit, packed_blocks, packed_sizes
+from efficli.ops.storage import byte_text, writing
 
 MAX_SMALL_BYTES = 1 << 28
 """A larger file beside the weights is no tokenizer and no card."""
@@ -72,24 +74,28 @@ def _copy(path: Path, name: str, target: Path) -> None:
 
 
 def carry_packed(
-    ckpt: Checkpoint, folder: Path, kept: Mapping[str, str], edited: Iterable[str]
+    ckpt: Checkpoint, folder: Path, kept: Mapping[str, str], edited: Iterable[str], *, headers_only: bool = False
 ) -> tuple[dict[str, Packed], list[str]]:
     """Write the packed blocks of tensors that are copied (new name -> old name) into `folder`.
 
     Returns the new sidecar's entries, and a row for each tensor whose values were `edited`: its blocks are dropped.
+    With `headers_only` the entries alone are made. Blocks that are not those of the sidecar are a SecurityError.
     """
     sidecar = ckpt.sidecar
     if sidecar is None or not sidecar.packed:
         return {}, []
     dropped = [note for name in edited for note in (edit(sidecar, name)[1],) if note]
-    blocks = {
-        new: (sidecar.packed[old].type, packed_blocks(ckpt.root, sidecar, old))
-        for new, old in sorted(kept.items())
-        if old in sidecar.packed
-    }
-    if not blocks:
-        return {}, dropped
-    try:
-        return write_packed(folder, blocks), dropped
-    except OSError as error:
-        raise write_error(error, folder) from error
+    sizes = packed_sizes(ckpt.root, sidecar)
+    names = {new: old for new, old in sorted(kept.items()) if old in sizes}
+    if names and not headers_only:
+        path = folder / PACKED
+        with writing(path):
+            write_file(
+                path,
+                {
+                    new: ("U8", (sizes[old],), partial(packed_blocks, ckpt.root, sidecar, old))
+                    for new, old in names.items()
+                },
+                PACKED_METADATA,
+            )
+    return {new: sidecar.packed[old].model_copy(update={"file": PACKED}) for new, old in names.items()}, dropped

@@ -24,6 +24,8 @@ from efficli.errors import CheckpointError, SecurityError, UnsupportedError
 FILE = "efficli.json"
 PACKED = "efficli-packed.safetensors"
 """Where `write_packed` puts blocks: one U8 tensor for each packed tensor, of the same name."""
+PACKED_METADATA = {"efficli.version": "1"}
+"""The header's metadata of such a file."""
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -128,7 +130,7 @@ def edit(sidecar: Sidecar, name: str) -> tuple[Sidecar, str | None]:
 def write_packed(folder: Path, blocks: Mapping[str, tuple[str, bytes]], file: str = PACKED) -> dict[str, Packed]:
     """Write blocks (tensor name -> type, bytes) beside the weights; returns the sidecar's entries for them."""
     tensors = {name: ("U8", (len(data),), data) for name, (_, data) in blocks.items()}
-    write_file(folder / file, tensors, {"efficli.version": "1"})
+    write_file(folder / file, tensors, PACKED_METADATA)
     return {
         name: Packed(type=kind, file=file, sha256=hashlib.sha256(data).hexdigest())
         for name, (kind, data) in blocks.items()
@@ -152,6 +154,25 @@ def packed_blocks(root: Path, sidecar: Sidecar, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise SecurityError(f"sha256 of the packed blocks of {name!r} differs from {FILE}", where=entry.file)
     return data
+
+
+def packed_sizes(root: Path, sidecar: Sidecar) -> dict[str, int]:
+    """Bytes of the packed blocks of every tensor that has some; only headers are read."""
+    sizes = {}
+    for file in sorted({entry.file for entry in sidecar.packed.values()}):
+        path = contained(root, file)
+        if not path.exists():
+            raise CheckpointError(f"{FILE} names {file}, which is not here", where=root.name)
+        members = [name for name, entry in sidecar.packed.items() if entry.file == file]
+        if file.endswith(".safetensors"):
+            held = {tensor.name: tensor.nbytes for tensor in read_header(path).tensors}
+            if not held.keys() >= set(members):
+                missing = sorted(set(members) - held.keys())
+                raise CheckpointError(f"holds no packed blocks of {missing[0]!r}", where=file)
+            sizes |= {name: held[name] for name in members}
+        else:
+            sizes |= dict.fromkeys(members, path.stat().st_size)
+    return sizes
 
 
 def _tensor_bytes(path: Path, name: str) -> bytes:

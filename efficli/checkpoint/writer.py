@@ -109,7 +109,7 @@ def write_checkpoint(
     notes = carry_small_files(ckpt, folder)
     kept = {t.name: t.source for t in tensors if t.source is not None and t.content is None}
     edited = [t.source for t in tensors if t.source is not None and t.content is not None]
-    packed, dropped = carry_packed(ckpt, folder, kept, edited)
+    packed, dropped = carry_packed(ckpt, folder, kept, edited, headers_only=headers_only)
     ckpt.check_unchanged()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -1,4 +1,6 @@
-"""Truncate the SVD of each matrix; the product is stored dense, so this shows what a rank costs and saves nothing yet.
+"""Truncate the SVD of each matrix; its product is stored dense: shows what a rank costs.
+
+Nothing becomes smaller by it yet: the factors are not kept, as no file format for stock runtimes has a place for them.
 
 Eckart and Young 1936: of all matrices of rank r, W_r = U_r diag(s_r) V_r^T is nearest to W (out m, in n) in the
 Frobenius norm, and the squared error is the sum of the squares of the singular values that are dropped. The factors
@@ -70,3 +72,8 @@ def truncate(weight: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     basis = vectors[:, -rank:]
     nearest = (basis @ (basis.T @ wide)).astype(np.float32)
     return nearest.T if tall else nearest
+
+
+def rehearsal(config: Config, layers: int) -> Config:
+    """A share instead of a rank, which smaller matrices may not have."""
+    return config.model_copy(update={"rank": None, "keep": config.keep or 0.5})

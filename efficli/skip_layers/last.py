@@ -1,4 +1,4 @@
-"""Leave out the last layers; fewer weights to store and to read, whatever the runtime.
+"""Leave out the last layers: less to store and to read on every runtime.
 
 The plainest way to make a model shallower, and the one that others are compared with: late layers change the hidden
 state least, the last one of all apart (Gromov et al. 2024, arXiv:2403.17887; Men et al. 2024, arXiv:2403.03853).
@@ -64,3 +64,8 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
     size = byte_text(sum(tensor.nbytes for tensor in gone))
     row = f"{which} of {shape.num_layers} left out: {len(gone)} tensors, {size}; {keep} layers remain"
     return Outcome(report=(row, *written.notes), packed=written.packed)
+
+
+def rehearsal(config: Config, layers: int) -> Config:
+    """No more than a clone of `layers` layers can lose."""
+    return config.model_copy(update={"remove": min(config.remove, layers - 1)})
