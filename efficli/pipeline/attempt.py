@@ -15,7 +15,7 @@ from efficli.bench.compare import Side
 from efficli.bench.origin import torch_is_installed
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.ops.sampling import Completion
-from efficli.pipeline.export import export
+from efficli.pipeline.plain_file import write_plain
 from efficli.progress import Progress, Silent
 
 
@@ -76,6 +76,6 @@ def open_base(
     if torch_is_installed():
         return open_checkpoint(base, trust_remote_code=trust_remote_code)
     progress.note(f"{base} is run by llama.cpp from an F32 file: PyTorch is not installed")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="efficli-base-"))) / "f32"
-    export(base, folder, types=("F32",), certificate=False, threads=threads, trust_remote_code=trust_remote_code)
-    return compare.model_file(folder)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="efficli-base-")))
+    ckpt = open_checkpoint(base, trust_remote_code=trust_remote_code)
+    return write_plain(ckpt, "F32", folder, threads=threads, progress=progress)

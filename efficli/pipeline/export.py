@@ -8,21 +8,19 @@ Until the commit nothing is at the output's name but what was there before.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from efficli import __version__
 from efficli.artifact import check_output
-from efficli.bench.quality import find_origin
-from efficli.checkpoint import Checkpoint, open_checkpoint
-from efficli.errors import CheckpointError, UsageError
-from efficli.export.gguf.imatrix import read_imatrix
-from efficli.export.gguf.job import prepare
-from efficli.export.gguf.types import TypeRequest
+from efficli.checkpoint import open_checkpoint
+from efficli.errors import UsageError
+from efficli.pipeline.files import prepare_export
 from efficli.pipeline.result import ExportResult, planned
-from efficli.pipeline.run import Clock, ExportRun
+from efficli.pipeline.run import RecipeRun, check_names
+from efficli.pipeline.steps import Clock
 from efficli.progress import Progress, Silent
 from efficli.recipe import Recipe
+from efficli.store import Store
 
 
 def export(
@@ -92,36 +90,59 @@ def export(
 def run_export(
     recipe: Recipe, output: Path, *, threads: int | None, force: bool, dry_run: bool, progress: Progress
 ) -> ExportResult:
-    """Run the export of a recipe; see `export`."""
+    """Run the recipe of a command line, which has one step: nothing is looked up in the cache or kept there."""
+    return run_recipe(recipe, output, threads=threads, force=force, dry_run=dry_run, progress=progress)
+
+
+def run_recipe(
+    recipe: Recipe,
+    output: Path,
+    *,
+    threads: int | None,
+    force: bool,
+    dry_run: bool,
+    progress: Progress,
+    store: Store | None = None,
+    command: str = "export",
+    on_judged: Callable[[ExportResult], None] | None = None,
+) -> ExportResult:
+    """Run a recipe; see `export`, and `efficli.pipeline.recipe_run.run` for what a recipe adds."""
     _check_gates(recipe)
     clock = Clock()
     with clock("prepare"):
-        ckpt = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+        base = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         if not dry_run:
-            check_output(output, [ckpt.root], force)
-        job = prepare(
-            ckpt,
-            _requests(recipe),
-            own={"version": __version__, "source": ckpt.name, "recipe": recipe.sha256},
-            pre_tokenizer=recipe.exports[0].pre_tokenizer,
-            strict=recipe.strict,
-        )
-        origin = _origin(ckpt, recipe, progress)
+            check_output(output, [base.root], force)
+        jobs = [prepare_export(base, recipe, export) for export in recipe.exports]
+        check_names(jobs)
     result = ExportResult(
         output=output,
-        model=ckpt.name,
-        num_weights=job.num_weights,
-        files=tuple(planned(job, file) for file in job.files),
-        report=job.report,
+        model=base.name,
+        num_weights=jobs[0].num_weights,
+        files=tuple(planned(job, file) for job in jobs for file in job.files),
+        report=tuple(dict.fromkeys(row for job in jobs for row in job.report)),
         dry_run=dry_run,
+        command=command,
+        passes=tuple(one.method for one in recipe.passes),
     )
     fallbacks = {f"{file.type}: {fallback}" for file in result.files for fallback in file.fallbacks}
-    for row in job.report:
+    for row in result.report:
         if row not in fallbacks:  # hundreds in a small model; the result holds them, and a table counts them
             progress.note(row)
     if dry_run:
         return result
-    return ExportRun(recipe, job, origin, threads, progress, clock).write(result, force)
+    run = RecipeRun(
+        recipe=recipe,
+        base=base,
+        result=result,
+        jobs=jobs,
+        store=store,
+        threads=threads,
+        progress=progress,
+        clock=clock,
+        on_judged=on_judged,
+    )
+    return run.write(force)
 
 
 def _check_gates(recipe: Recipe) -> None:
@@ -135,42 +156,3 @@ def _check_gates(recipe: Recipe) -> None:
     asked = [flag for flag, wish in wishes.items() if wish is not None]
     if asked and not recipe.certificate.enabled:
         raise UsageError(f"{asked[0]} needs the certificate", hint="leave out --no-certificate")
-
-
-def _origin(ckpt: Checkpoint, recipe: Recipe, progress: Progress) -> Checkpoint | None:
-    """The checkpoint that the certificate compares with; None where it is not at hand (an error under `strict`)."""
-    if not recipe.certificate.enabled:
-        return None
-    if recipe.certificate.base is not None:
-        return open_checkpoint(recipe.certificate.base, trust_remote_code=recipe.trust_remote_code)
-    found = find_origin(ckpt, progress, trust_remote_code=recipe.trust_remote_code)
-    if isinstance(found, Checkpoint):
-        return found
-    if recipe.strict:
-        raise CheckpointError(f"origin absent: {found}", where=ckpt.name, hint="name it with --base MODEL")
-    progress.note(f"origin absent: {found}; name it with --base MODEL")
-    return None
-
-
-def _requests(recipe: Recipe) -> list[TypeRequest]:
-    options = recipe.exports[0]
-    imatrix = None if options.imatrix in (None, "auto") else read_imatrix(Path(str(options.imatrix)))
-    overrides = []
-    for word in options.tensor_type:
-        pattern, equals, kind = word.rpartition("=")
-        if not (pattern and equals and kind):
-            raise UsageError(f"tensor type {word!r}, expected REGEX=TYPE")
-        overrides.append((pattern, kind))
-    return [
-        TypeRequest(
-            type=kind,
-            overrides=tuple(overrides),
-            output_tensor_type=options.output_tensor_type,
-            token_embedding_type=options.token_embedding_type,
-            pure=options.pure,
-            imatrix=imatrix,
-            imatrix_follows=options.imatrix == "auto",
-            allow_non_ternary=options.allow_non_ternary,
-        )
-        for kind in options.type
-    ]

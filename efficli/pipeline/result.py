@@ -1,15 +1,20 @@
-"""What an export wrote, or would write: the values behind the tables and behind --json."""
+"""What a run wrote, or would write: the values behind the tables and behind --json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from efficli.bench.figures import BenchResult
 from efficli.bench.quality import Certificate
 from efficli.export.gguf.job import GgufJob, PlannedFile
 from efficli.export.gguf.types import Fallback
+from efficli.pipeline.steps import StepRun
+
+if TYPE_CHECKING:
+    from efficli.pipeline.gates import Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,7 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What `export` wrote, or in a dry run would write."""
+    """What `export` or `run` wrote, or in a dry run would write."""
 
     output: Path
     model: str
@@ -52,18 +57,32 @@ class ExportResult:
     files: tuple[ExportedFile, ...]
     report: tuple[str, ...]
     dry_run: bool
+    command: str = "export"
+    passes: tuple[str, ...] = ()
+    """Methods of the passes, in their order."""
+    steps: tuple[StepRun, ...] = ()
+    """As they went; of a dry run, as they would go."""
+    gates: tuple[Judgement, ...] = ()
+    bench: BenchResult | None = None
+    targets: tuple[Mapping[str, Any], ...] = ()
+    """What each target is predicted to do with each file."""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {
             "schema_version": 1,
-            "command": "export",
+            "command": self.command,
             "artifact": str(self.output),
             "model": self.model,
             "num_weights": self.num_weights,
+            "passes": list(self.passes),
             "files": [file.to_json(self.output) for file in self.files],
             "report": list(self.report),
+            "gates": [gate.to_json() for gate in self.gates],
+            "targets": [dict(target) for target in self.targets],
+            "bench": self.bench and self.bench.to_json(),
+            "steps": [step.to_json() for step in self.steps],
             "dry_run": self.dry_run,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }

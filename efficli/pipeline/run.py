@@ -1,255 +1,248 @@
-"""The part of an export that reads weights: write, load, measure, hold against the gates, publish."""
+"""The part of a run that reads weights: passes, files, a load of each, certificates, bench, gates, publishing.
+
+    checkpoint -> passes -> imatrix -> write -> load and decode -> certificate -> bench -> gates -> commit
+
+Until the commit nothing is at the output's name but what was there before.
+"""
 
 from __future__ import annotations
 
-import platform
+import json
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from efficli import __version__
 from efficli.artifact import FileRecord, draft
 from efficli.bench.origin import torch_is_installed
-from efficli.bench.quality import Certificate, certify_all
-from efficli.checkpoint import Checkpoint
-from efficli.checkpoint.fingerprint import fingerprint_of
-from efficli.data import committed
+from efficli.bench.quality import Certificate, find_origin
+from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.errors import CheckpointError, EffiError, UsageError
 from efficli.export.card import Row, carry_along, write_card
-from efficli.export.gguf.imatrix import Imatrix, compute_imatrix, means
-from efficli.export.gguf.job import GgufJob, compare_tokens, prepare
-from efficli.export.gguf.types import TypeRequest
+from efficli.export.gguf.job import GgufJob, compare_tokens
 from efficli.export.gguf.verify import Verified, verify_file
-from efficli.export.gguf.vocab_check import SourceTokenizer
-from efficli.export.gguf.writer import WrittenFile, write_files
+from efficli.export.gguf.writer import WrittenFile
 from efficli.ops.storage import remove_tree, write_file
-from efficli.pipeline.result import ExportResult
+from efficli.pipeline import provenance
+from efficli.pipeline.bench import bench
+from efficli.pipeline.files import FileWriter, prepare_export, same_names
+from efficli.pipeline.gates import Judgement, judge_quality, judge_sizes, judge_speed
+from efficli.pipeline.passes import Digests, apply_passes
+from efficli.pipeline.quality import Certifier
+from efficli.pipeline.result import ExportResult, planned
+from efficli.pipeline.steps import Clock, Steps
 from efficli.progress import Progress
 from efficli.recipe import Recipe
-
-PACKAGES = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "torch", "transformers")
-"""Versions that the manifest names, where they are installed."""
-
-CALIBRATION = ("calibration-code", "calibration-prose")
-IMATRIX_CHUNK, IMATRIX_CHUNKS = 512, 256
-"""Tokens of a chunk, and chunks at most, of the text that `--imatrix auto` runs the model over."""
+from efficli.store import Store
 
 OVERHEAD_BYTES = 1 << 20
 """Room for manifest, card and sums when free space is checked."""
 
 
-class Clock:
-    """Seconds of each part of a run, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Time a block."""
-        began = time.monotonic()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
-
-
-@dataclass(slots=True)
-class ExportRun:
-    """The part of an export that reads weights."""
+@dataclass(slots=True, kw_only=True)
+class RecipeRun:
+    """One run of a recipe."""
 
     recipe: Recipe
-    job: GgufJob
-    origin: Checkpoint | None
+    base: Checkpoint
+    result: ExportResult
+    """As the headers decide it."""
+    jobs: list[GgufJob]
+    """One an export; of the base as long as passes have not run."""
+    store: Store | None
     threads: int | None
     progress: Progress
     clock: Clock
+    on_judged: Callable[[ExportResult], None] | None = None
+    """Hears of every run that came as far as its gates, before the first one that is not met ends it."""
+    written: list[WrittenFile] = field(default_factory=list)
+    verified: list[Verified] = field(default_factory=list)
 
-    @property
-    def _runs_origin_by_llama(self) -> bool:
-        """Whether the base of the certificate must be an F32 file, as PyTorch is not installed."""
-        return self.recipe.certificate.enabled and self.origin is not None and not torch_is_installed()
-
-    def write(self, result: ExportResult, force: bool) -> ExportResult:
-        """Write, try, measure, hold against the gates, publish."""
-        needs = sum(file.nbytes for file in self.job.files) + OVERHEAD_BYTES
-        scratch = 4 * self.job.num_weights * (self._runs_origin_by_llama or self.recipe.exports[0].imatrix == "auto")
-        inputs = [self.job.checkpoint.root, *([self.origin.root] if self.origin else [])]
-        with draft(result.output, inputs=inputs, needs_bytes=needs + scratch, force=force) as drafted:
-            work = Path(tempfile.mkdtemp(prefix="work-", dir=drafted.path))  # on an error the draft removes it
-            written, base = self._write_files(drafted.path, work)
-            verified, rows = self._load(written)
-            certificates = self._certify(written, base)
-            report = (*result.report, *rows)
-            files = tuple(
-                replace(file, sha256=w.sha256, sample=v.text, certificate=c)
-                for file, w, v, c in zip(result.files, written, verified, certificates, strict=True)
+    def write(self, force: bool) -> ExportResult:
+        """Do all of it; the result as published. Errors are those of `efficli.errors`, the output is then as it was."""
+        self._judge(judge_sizes(self.recipe.gates, self.result.files))
+        inputs = [self.base.root, *self._other_inputs()]
+        with draft(self.result.output, inputs=inputs, needs_bytes=self._needs_bytes(), force=force) as drafted:
+            scratch = Path(tempfile.mkdtemp(prefix="work-", dir=drafted.path))  # on an error the draft removes it
+            steps = Steps(store=self.store, scratch=scratch, progress=self.progress, clock=self.clock)
+            digests = Digests(self.progress)
+            ckpt = self._passed(steps, digests)
+            self._write_files(ckpt, steps, digests, drafted.path)
+            self._load(ckpt, steps)
+            self._certify(ckpt, steps, digests)
+            self._measure(steps, drafted.path)
+            self.result = replace(self.result, steps=tuple(steps.done))
+            if self.on_judged is not None:
+                self.on_judged(self.result)
+            self._judge(())
+            remove_tree(scratch)
+            self._describe(drafted.path, ckpt)
+            base = ckpt if not self.recipe.passes else self.base
+            fingerprint = (
+                provenance.fingerprint(ckpt, self.written) if base is ckpt else digests.of(self.base).fingerprint
             )
-            result = replace(result, files=files, report=report)
-            remove_tree(work)
-            self._describe(drafted.path, result)
+            told = provenance.lock(self.recipe, self.base, fingerprint)
+            write_file(drafted.path / provenance.LOCK, json.dumps(told, indent=2, sort_keys=True) + "\n")
             with self.clock("publish"):
-                hashed = [FileRecord(w.path.name, w.nbytes, w.sha256) for w in written]
-                drafted.commit(self._manifest(result, written), self._run_report(result, verified), hashed=hashed)
-        return replace(result, seconds=dict(self.clock.seconds))
+                hashed = [FileRecord(w.path.name, w.nbytes, w.sha256) for w in self.written]
+                self.result = replace(self.result, seconds=dict(self.clock.seconds))
+                about = provenance.manifest(self.recipe, self.result, self.jobs[0], ckpt, self.written, fingerprint)
+                ran = provenance.run_report(self.result, self.verified, self.threads)
+                drafted.commit(about, ran, hashed=hashed)
+        return replace(self.result, seconds=dict(self.clock.seconds))
 
-    def _write_files(self, folder: Path, work: Path) -> tuple[list[WrittenFile], Path | None]:
-        """Write the files; and, where the certificate needs it, an F32 file of the origin, from the same read."""
-        job = self.job
-        if self.recipe.exports[0].imatrix == "auto":
-            with self.clock("imatrix"):
-                job = job.with_imatrix(self._compute_imatrix(work))
-        files = [(folder / file.name, job.metadata, file.choice) for file in job.files]
-        base = None
-        if self._runs_origin_by_llama and self.origin is not None:
-            base = work / "origin-f32.gguf"
-            other = self.origin.root != job.checkpoint.root
-            whole = self._prepare(self.origin, "F32")
-            target = (base, whole.metadata, whole.files[0].choice)
-            if other:
-                write_files(
-                    self.origin, whole.tensors, [target], threads=self.threads, hashes=False, progress=self.progress
-                )
-            else:
-                files.append(target)
-        with self.clock("write"):
-            written = write_files(job.checkpoint, job.tensors, files, threads=self.threads, progress=self.progress)
-        return written[: len(job.files)], base
+    def _needs_bytes(self) -> int:
+        files = sum(file.nbytes for job in self.jobs for file in job.files)
+        exact = self.recipe.certificate.enabled and not torch_is_installed()
+        plain = exact or any(export.imatrix == "auto" for export in self.recipe.exports)
+        passes = self.base.nbytes * len(self.recipe.passes) if self.store is None else 0
+        return files + 4 * self.jobs[0].num_weights * plain + passes + OVERHEAD_BYTES
 
-    def _compute_imatrix(self, work: Path) -> Imatrix:
-        """The importance matrix on the calibration slices; the model runs from a file in its own precision."""
-        ckpt = self.job.checkpoint
-        dtypes = {tensor.dtype for tensor in ckpt.tensors.values()}
-        kind = dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
-        exact = self._prepare(ckpt, kind)
-        path = work / exact.files[0].name
-        target = (path, exact.metadata, exact.files[0].choice)
-        write_files(ckpt, exact.tensors, [target], threads=self.threads, hashes=False, progress=self.progress)
-        sums = compute_imatrix(
-            path,
-            "\n".join(committed(name) for name in CALIBRATION),
-            chunk=min(IMATRIX_CHUNK, self.job.shape.max_positions),
-            max_chunks=IMATRIX_CHUNKS,
-            threads=self.threads,
-            progress=self.progress,
+    def _other_inputs(self) -> list[Path]:
+        base = self.recipe.certificate.base
+        return [Path(base)] if base is not None and Path(base).is_dir() else []
+
+    def _judge(self, more: Sequence[Judgement]) -> None:
+        """Add judgements; the first gate that is not met is raised, its run told before."""
+        self.result = replace(self.result, gates=(*self.result.gates, *more))
+        unmet = [one.error for one in self.result.gates if one.error is not None]
+        if unmet:
+            if more and self.on_judged is not None:
+                self.on_judged(self.result)
+            raise unmet[0]
+
+    def _passed(self, steps: Steps, digests: Digests) -> Checkpoint:
+        """The checkpoint after the passes, and its exports as its own headers decide them."""
+        if not self.recipe.passes:
+            return self.base
+        ckpt, rows = apply_passes(self.recipe, self.base, steps, digests, threads=self.threads)
+        for row in rows:
+            self.progress.note(row)
+        self.jobs = [prepare_export(ckpt, self.recipe, export) for export in self.recipe.exports]
+        files = tuple(planned(job, file) for job in self.jobs for file in job.files)
+        report = dict.fromkeys([*rows, *(row for job in self.jobs for row in job.report)])
+        self.result = replace(
+            self.result, files=files, report=tuple(report), num_weights=self.jobs[0].num_weights, gates=()
         )
-        path.unlink()
-        return means(sums)
+        self._judge(judge_sizes(self.recipe.gates, files))
+        return ckpt
 
-    def _prepare(self, ckpt: Checkpoint, kind: str) -> GgufJob:
-        """An export of `ckpt` in one of the unquantized types."""
-        pre = self.recipe.exports[0].pre_tokenizer
-        return prepare(ckpt, [TypeRequest(type=kind)], own={}, pre_tokenizer=pre)
+    def _write_files(self, ckpt: Checkpoint, steps: Steps, digests: Digests, folder: Path) -> None:
+        writer = FileWriter(recipe=self.recipe, checkpoint=ckpt, steps=steps, digests=digests, threads=self.threads)
+        for job, export in zip(self.jobs, self.recipe.exports, strict=True):
+            self.written += writer.write(job, export, folder)
 
-    def _load(self, written: Sequence[WrittenFile]) -> tuple[list[Verified], list[str]]:
+    def _load(self, ckpt: Checkpoint, steps: Steps) -> None:
         """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""
-        with self.clock("load"):
-            verified = []
-            for file in written:
+        with steps.timed("load", f"{len(self.written)} files"):
+            for file in self.written:
                 self.progress.start(f"loading {file.path.name}", 0)
-                verified.append(verify_file(file.path, threads=self.threads, progress=self.progress))
+                self.verified.append(verify_file(file.path, threads=self.threads, progress=self.progress))
             self.progress.start("comparing token ids", 0)
-            rows = compare_tokens(written[0].path, self.job.checkpoint, self.progress)
+            rows = compare_tokens(self.written[0].path, ckpt, self.progress)
             self.progress.finish()
         for row in rows:
             self.progress.note(row)
-        return verified, rows
+        files = tuple(
+            replace(file, sha256=w.sha256, sample=v.text)
+            for file, w, v in zip(self.result.files, self.written, self.verified, strict=True)
+        )
+        self.result = replace(self.result, files=files, report=(*self.result.report, *rows))
 
-    def _certify(self, written: Sequence[WrittenFile], base: Path | None) -> list[Certificate | None]:
+    def _certify(self, ckpt: Checkpoint, steps: Steps, digests: Digests) -> None:
         """Measure every file, then hold all of them against the gates."""
-        options, gates = self.recipe.certificate, self.recipe.gates
-        if not options.enabled:
-            return [None] * len(written)
-        with self.clock("certificate"):
-            self.progress.start("loading the origin", 0)
-            ids = SourceTokenizer(self.job.checkpoint)
-            certificates = certify_all(
-                [w.path for w in written],
-                base or self.origin,
-                text=options.text,
-                ctx=options.ctx_size,
+        if not self.recipe.certificate.enabled:
+            return
+        writer = FileWriter(recipe=self.recipe, checkpoint=ckpt, steps=steps, digests=digests, threads=self.threads)
+        certifier = Certifier(
+            recipe=self.recipe,
+            checkpoint=ckpt,
+            origin=self._origin(ckpt, digests),
+            steps=steps,
+            digests=digests,
+            threads=self.threads,
+            exact_file=writer.exact_file,
+        )
+        found = certifier.certify(self.written)
+        files = tuple(replace(file, certificate=c) for file, c in zip(self.result.files, found, strict=True))
+        gates = (*self.result.gates, *judge_quality(self.recipe.gates, files))
+        self.result = replace(self.result, files=files, gates=gates)
+
+    def _origin(self, ckpt: Checkpoint, digests: Digests) -> Checkpoint | None:
+        """The checkpoint that certificates compare with; None where it is not at hand (an error under `strict`)."""
+        recipe = self.recipe
+        if recipe.certificate.base is not None:
+            return open_checkpoint(recipe.certificate.base, trust_remote_code=recipe.trust_remote_code)
+        told = ckpt.sidecar.origin if ckpt.sidecar else None
+        if told is not None and recipe.passes and told.fingerprint == digests.of(self.base).fingerprint:
+            return self.base
+        found = find_origin(ckpt, self.progress, trust_remote_code=recipe.trust_remote_code)
+        if isinstance(found, Checkpoint):
+            return found
+        if recipe.strict:
+            raise CheckpointError(f"origin absent: {found}", where=ckpt.name, hint="name it with --base MODEL")
+        self.progress.note(f"origin absent: {found}; name it with --base MODEL")
+        return None
+
+    def _measure(self, steps: Steps, folder: Path) -> None:
+        """Speed of the files on this machine, where the recipe asks for it."""
+        if self.recipe.bench is None or any(not one.met for one in self.result.gates):
+            return
+        options = self.recipe.bench
+        with steps.timed("bench", ", ".join(file.name for file in self.result.files)):
+            measured = bench(
+                [folder / file.name for file in self.result.files],
+                n_prompt=options.n_prompt,
+                n_gen=options.n_gen,
+                depth=options.depth,
+                threads=options.threads,
+                repetitions=options.repetitions,
+                max_repetitions=options.max_repetitions,
+                patience=options.patience,
+                scenarios=options.scenario,
+                starts=options.starts,
+                targets=self.recipe.target,
                 seed=self.recipe.seed,
-                threads=self.threads,
-                tokenize=lambda text: ids.ids(text, add_special=False, parse_special=False),
-                origin_name=None if self.origin is None else self.origin.name,
                 progress=self.progress,
             )
-            self.progress.finish()
-        for certificate in certificates:
-            certificate.check(gates.max_kld, gates.min_top1)
-        return list(certificates)
+        for artifact, file in zip(measured.artifacts, self.result.files, strict=True):
+            artifact.path = file.name  # not where it was written
+            if artifact.model is not None:
+                artifact.model = replace(artifact.model, path=file.name)
+            if artifact.failure is not None:
+                raise failure(artifact.failure.code, artifact.failure.message, file.name, artifact.failure.hint)
+        gates = (*self.result.gates, *judge_speed(self.recipe.gates, self.result.files, measured))
+        self.result = replace(self.result, bench=measured, gates=gates)
 
-    def _describe(self, folder: Path, result: ExportResult) -> None:
+    def _describe(self, folder: Path, ckpt: Checkpoint) -> None:
         """Recipe, licence, model card and card."""
         write_file(folder / "recipe.yaml", self.recipe.to_yaml())
-        ckpt = self.job.checkpoint
         carry_along(ckpt, folder)
+        job = self.jobs[0]
         rows = [
             Row(f.name, f.type, f"{f.nbytes / 1e6:.1f} MB", f"{f.bits_per_weight:.2f}", _quality(f.certificate))
-            for f in result.files
+            for f in self.result.files
         ]
-        told = self.job.metadata.get("general.license")
-        write_card(folder, ckpt, rows, result.report, embeds=self.job.embeds, license_id=told.value if told else None)
-
-    def _manifest(self, result: ExportResult, written: Sequence[WrittenFile]) -> dict[str, Any]:
-        """Everything that is a function of the inputs."""
-        ckpt, source = self.job.checkpoint, written[0].sources
-        hashes = {
-            name: (tensor.dtype, tensor.shape, source.get(name) or ckpt.hash(name))
-            for name, tensor in ckpt.tensors.items()
-        }
-        fingerprint = fingerprint_of(ckpt.config, hashes)
-        origin = ckpt.sidecar.origin if ckpt.sidecar else None
-        return {
-            "format": "gguf",
-            "tool": {"name": "efficli", "version": __version__},
-            "versions": {name: found for name in PACKAGES if (found := _version(name))},
-            "source": {"name": ckpt.name, "revision": ckpt.revision, "fingerprint": fingerprint},
-            "origin": {
-                "name": origin.model if origin else ckpt.name,
-                "fingerprint": origin.fingerprint if origin else fingerprint,
-            },
-            "steps": [step.model_dump() for step in ckpt.sidecar.steps] if ckpt.sidecar else [],
-            "recipe": self.recipe.to_json(),
-            "architecture": self.job.shape.facts.gguf_arch,
-            "num_weights": self.job.num_weights,
-            "artifacts": [file.to_json(Path()) for file in result.files],
-            "tensors": {
-                w.path.name: {
-                    name: {"type": t.type, "nbytes": t.nbytes, "sha256": t.sha256} for name, t in w.tensors.items()
-                }
-                for w in written
-            },
-            "report": list(result.report),
-        }
-
-    def _run_report(self, result: ExportResult, verified: Sequence[Verified]) -> dict[str, Any]:
-        """What differs from run to run."""
-        return {
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "host": {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()},
-            "threads": self.threads,
-            "seconds": {name: round(value, 3) for name, value in self.clock.seconds.items()},
-            "loaded": {f.name: v.to_json() for f, v in zip(result.files, verified, strict=True)},
-        }
+        told = job.metadata.get("general.license")
+        write_card(folder, ckpt, rows, self.result.report, embeds=job.embeds, license_id=told.value if told else None)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def check_names(jobs: Sequence[GgufJob]) -> None:
+    """UsageError where two exports of a recipe would write the same file."""
+    twice = same_names(jobs)
+    if twice is not None:
+        raise UsageError(f"two exports write {twice}", hint="one type belongs into one export only")
+
+
+def failure(code: int, message: str, where: str, hint: str | None) -> EffiError:
+    """The error that a measurement ended with, of its own kind."""
+    kinds = {kind.exit_code: kind for kind in EffiError.__subclasses__() if kind is not CheckpointError}
+    return kinds.get(code, EffiError)(message, where=where, hint=hint)
 
 
 def _quality(certificate: Certificate | None) -> str:
-    """The certificate in a few words."""
     if certificate is None:
         return "not measured"
     if certificate.status != "measured":
         return certificate.status
-    figures = certificate.total.figures
-    if certificate.kind == "embedding":
-        return f"cosine {figures['cosine_mean']:.4f} (smallest {figures['cosine_min']:.4f})"
-    return f"KL divergence {figures['kld_mean']:.4g}, top-1 {figures['top1_agreement']:.1%}"
+    return provenance.quality_words(certificate.total.figures, certificate.kind)
