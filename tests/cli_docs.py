@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -26,11 +27,14 @@ def _page() -> str:
 
     from efficli.cli import app
 
-    group = typer.main.get_command(app)
-    parts = [HEAD, _section(group, "efficli")]
-    for name in sorted(group.commands):  # type: ignore[attr-defined]
-        parts.append(_section(group.commands[name], f"efficli {name}"))  # type: ignore[attr-defined]
-    return "\n".join(parts)
+    return "\n".join([HEAD, *_sections(typer.main.get_command(app), "efficli")])
+
+
+def _sections(command: object, name: str) -> Iterator[str]:
+    """The help of a command, and of those inside it."""
+    yield _section(command, name)
+    for word, inner in sorted(getattr(command, "commands", {}).items()):
+        yield from _sections(inner, f"{name} {word}")
 
 
 def _section(command: object, name: str) -> str:

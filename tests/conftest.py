@@ -45,10 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not getattr(sys, "_efficli_network_closed", False):
         sys.addaudithook(_close_network)
         sys._efficli_network_closed = True  # type: ignore[attr-defined]
-    # No test reads or writes a person's own hub cache; set before any test module imports huggingface_hub.
+    # No test reads or writes a person's own caches; set before any test module imports huggingface_hub.
     hub = tempfile.TemporaryDirectory(prefix="efficli-hf-home-")
     config.add_cleanup(hub.cleanup)
     os.environ["HF_HOME"] = hub.name
+    steps = tempfile.TemporaryDirectory(prefix="efficli-cache-")
+    config.add_cleanup(steps.cleanup)
+    os.environ["EFFICLI_CACHE_DIR"] = steps.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

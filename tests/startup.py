@@ -16,7 +16,7 @@ import efficli.cli
 RUN = "import sys; from efficli.cli import main; sys.exit(main())"
 
 
-MODULES = ("options", "app", "export", "bench", "attempt", "methods")
+MODULES = ("options", "app", "export", "bench", "attempt", "methods", "cache")
 
 
 def bare_app() -> str:
