@@ -7,7 +7,6 @@ relative to the directory that the command runs in, as on a command line.
 from __future__ import annotations
 
 import hashlib
-import pathlib
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -50,8 +49,10 @@ def _bytes(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Lengths = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers), Field(min_length=1)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Length = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Lengths = Annotated[tuple[Length, ...], BeforeValidator(_numbers), Field(min_length=1)]
+Threads = Annotated[int, Field(ge=1, le=512)]
+Counts = Annotated[tuple[Threads, ...], BeforeValidator(_numbers), Field(min_length=1)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 
 
@@ -285,11 +286,6 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_word)
 
 
-def load(path: pathlib.Path) -> Recipe:
-    """The recipe in a file; UsageError with file:line."""
-    return strict_schema.load(Recipe, path, "recipe")
-
-
 def parse_recipe(text: str, name: str = "recipe.yaml") -> Recipe:
-    """The recipe in `text`; `name` is what errors call it."""
+    """The recipe in `text`; `name` is what errors call it. No file that it names is looked at."""
     return strict_schema.loads(Recipe, text, name)
