@@ -41,6 +41,7 @@ def write_mla(
     used: int = 2,
     shared: int = 1,
     vocab: int = 96,
+    weights: str = "F16",
 ) -> Metadata:
     """A DeepSeek-V2 whose queries have a low rank too: one dense layer, then experts; its metadata."""
     arch, query = "deepseek2", 2 * rank
@@ -61,9 +62,9 @@ def write_mla(
     }
     metadata = _common(arch, layers, width, ffn, heads, vocab) | {f"{arch}.{key}": one for key, one in more.items()}
     tensors: Tensors = {
-        "token_embd.weight": ("F16", (vocab, width)),
+        "token_embd.weight": (weights, (vocab, width)),
         "output_norm.weight": ("F32", (width,)),
-        "output.weight": ("F16", (vocab, width)),
+        "output.weight": (weights, (vocab, width)),
     }
     for i in range(layers):
         shapes: dict[str, tuple[int, ...]] = {
@@ -87,7 +88,7 @@ def write_mla(
             shapes |= {"ffn_down_exps": (experts, width, expert), "ffn_down_shexp": (width, inner)}
             shapes |= {f"ffn_{name}_shexp": (inner, width) for name in ("gate", "up")}
         for name, shape in shapes.items():
-            kind = "F32" if len(shape) == 1 or name == "ffn_gate_inp" else "F16"
+            kind = "F32" if len(shape) == 1 or name == "ffn_gate_inp" else weights
             tensors[f"blk.{i}.{name}.weight"] = (kind, shape)
     write_header(path, metadata, tensors)
     return metadata
@@ -102,6 +103,7 @@ def write_hybrid(
     kernel: int = 3,
     ffn: int = 96,
     vocab: int = 96,
+    weights: str = "F16",
 ) -> Metadata:
     """An LFM2: attention in layers that have key/value heads, a short convolution in the others; its metadata."""
     arch, head = "lfm2", width // heads
@@ -109,7 +111,7 @@ def write_hybrid(
     metadata[f"{arch}.attention.head_count_kv"] = array(kv_heads, GGUFValueType.INT32)
     metadata[f"{arch}.shortconv.l_cache"] = u32(kernel)
     tensors: Tensors = {
-        "token_embd.weight": ("F16", (vocab, width)),
+        "token_embd.weight": (weights, (vocab, width)),
         "token_embd_norm.weight": ("F32", (width,)),
     }
     for i, shared in enumerate(kv_heads):
@@ -123,7 +125,7 @@ def write_hybrid(
             shapes |= {"shortconv.conv": (width, kernel), "shortconv.in_proj": (3 * width, width)}
             shapes |= {"shortconv.out_proj": (width, width)}
         for name, shape in shapes.items():
-            kind = "F32" if len(shape) == 1 or name == "shortconv.conv" else "F16"
+            kind = "F32" if len(shape) == 1 or name == "shortconv.conv" else weights
             tensors[f"blk.{i}.{name}.weight"] = (kind, shape)
     write_header(path, metadata, tensors)
     return metadata
