@@ -44,7 +44,9 @@ def _compiles(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_compiles)]
+Patterns = Annotated[
+    tuple[str, ...], BeforeValidator(_words, json_schema_input_type=str | list[str]), AfterValidator(_compiles)
+]
 """Regular expressions; one matches a name if it is found anywhere in it."""
 
 

@@ -18,7 +18,7 @@ from efficli.strict_yaml import Path as Keys
 from efficli.target import Target, load_target
 
 SCENARIOS = Path(__file__).resolve().parent.parent / "bench" / "scenarios"
-"""The scenarios that come with efficli: their names are those of the files."""
+"""The scenarios that come with efficli, which `bench` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ def check(recipe: Recipe, document: Document) -> Iterator[Finding]:
     yield from _gates(recipe)
     yield from _bench(recipe, document)
     yield from _files(recipe, document)
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Those that come with efficli: the names of their files."""
+    return tuple(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
 
 
 def _found(path: Keys, message: str, hint: str | None = None, *, with_keys: tuple[Keys, ...] = ()) -> Finding:
@@ -182,7 +187,7 @@ def _bench(recipe: Recipe, document: Document) -> Iterator[Finding]:
         yield _found(("bench", "max_repetitions" if written else "repetitions"), message)
     if bench.n_prompt == (0,) and bench.n_gen == (0,) and not (bench.starts or bench.scenario):
         yield _found(("bench",), "nothing to measure: no prompt, no tokens to write, no start, no scenario")
-    known = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))
+    known = scenario_names()
     for place, word in enumerate(bench.scenario):
         path: Keys = ("bench", "scenario", place)
         if word in known or word == "all" or _is_file(word):

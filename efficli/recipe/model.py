@@ -7,6 +7,7 @@ relative to the directory that the command runs in, as on a command line.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -48,12 +49,24 @@ def _bytes(value: Any) -> Any:
         raise Refused(error.message, error.hint) from None
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Length = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Lengths = Annotated[tuple[Length, ...], BeforeValidator(_numbers), Field(min_length=1)]
-Threads = Annotated[int, Field(ge=1, le=512)]
-Counts = Annotated[tuple[Threads, ...], BeforeValidator(_numbers), Field(min_length=1)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+def _or_list(kind: Any, read: Callable[[Any], Any], least: int = 1) -> BeforeValidator:
+    """Takes one `kind` or a list of them; a JSON schema says so."""
+    return BeforeValidator(read, json_schema_input_type=kind | Annotated[list[kind], Field(min_length=least)])
+
+
+_Length = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Threads = Annotated[int, Field(ge=1, le=512)]
+Words = Annotated[tuple[str, ...], _or_list(str, _words, 0)]
+Types = Annotated[tuple[str, ...], Field(min_length=1), _or_list(str, _words)]
+Lengths = Annotated[tuple[_Length, ...], Field(min_length=1), _or_list(_Length, _numbers)]
+Counts = Annotated[tuple[_Threads, ...], Field(min_length=1), _or_list(_Threads, _numbers)]
+_SIZE = r"^\s*([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})\s*([kKmMgGtT][iI]?[bB]|[bB])?\s*$"
+"""What `parse_bytes` reads, for an editor."""
+Bytes = Annotated[
+    int,
+    Field(ge=1),
+    BeforeValidator(_bytes, json_schema_input_type=Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_SIZE)]),
+]
 
 
 class Pass(Part):
@@ -106,7 +119,7 @@ class Export(Part):
 
     format: Literal["gguf"] = "gguf"
     """File format."""
-    type: Annotated[Words, Field(min_length=1)] = ("Q4_K_M",)
+    type: Types = ("Q4_K_M",)
     """One type or several, which are then written in one read: Q4_K_M, Q8_0, F16."""
     imatrix: str | None = None
     """Importance matrix: a file, or auto."""
@@ -194,9 +207,9 @@ class Recipe(Part):
     """Fallbacks, unexpected tensors and an absent origin are errors."""
     calibration: Calibration = Calibration()
     """What importance matrices and methods look at."""
-    passes: Annotated[tuple[Pass, ...], BeforeValidator(_one_or_more)] = ()
+    passes: Annotated[tuple[Pass, ...], _or_list(Pass, _one_or_more, 0)] = ()
     """Steps that change weights, in this order; one or a list."""
-    exports: Annotated[tuple[Export, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = (Export(),)
+    exports: Annotated[tuple[Export, ...], Field(min_length=1), _or_list(Export, _one_or_more)] = (Export(),)
     """What to write; one export or a list."""
     certificate: Certificate = Certificate()
     """What to measure of their quality."""
