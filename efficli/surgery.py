@@ -13,7 +13,7 @@ from efficli.errors import CheckpointError
 from efficli.families import check_tensors, read_shape
 from efficli.families.table import Family
 from efficli.families.values import Values
-from efficli.progress import Progress
+from efficli.progress import Silent
 
 BLOCK_LINEARS = frozenset({
     "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ffn_gate", "ffn_up", "ffn_gate_up", "ffn_down",
@@ -48,14 +48,14 @@ class Matrix:
     layer: int | None = None
 
 
-def matrices(ckpt: Checkpoint, progress: Progress) -> dict[str, Matrix]:
+def matrices(ckpt: Checkpoint) -> dict[str, Matrix]:
     """Every matrix of a checkpoint of a known family by its tensor's name, in the order of the network.
 
-    UnsupportedError: no known family. CheckpointError: tensors and config.json contradict each other.
+    Tensors that the family does not know are passed over. UnsupportedError: no known family. CheckpointError: tensors and config.json contradict each other.
     """
     shape = read_shape(ckpt.config)
     found = {}
-    for name, spec in check_tensors(ckpt.tensors, shape, strict=False, progress=progress).items():
+    for name, spec in check_tensors(ckpt.tensors, shape, strict=False, progress=Silent()).items():
         if len(spec.shape) < 2:
             continue
         transposed = shape.facts.transposed and spec.layer is not None

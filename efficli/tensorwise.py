@@ -29,7 +29,7 @@ def run(
     A matrix for which `leave` has a reason is copied, and that is a row of the report. UsageError: a pattern of
     `include` or `exclude` matches no matrix, or nothing is left to do.
     """
-    chosen = choose(matrices(ckpt, context.progress), config)
+    chosen = choose(matrices(ckpt), config)
     reasons = {name: leave(m.rows, m.columns, config) if leave else None for name, m in chosen.items()}
     errors: dict[str, float] = {}
     work = {

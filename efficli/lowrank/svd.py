@@ -1,6 +1,6 @@
 """Truncate the SVD of each matrix; its product is stored dense: shows what a rank costs.
 
-Nothing becomes smaller by it yet: the factors are not kept, as no file format for stock runtimes has a place for them.
+The checkpoint keeps its size, as factors are not written: export it to see what fewer numbers would cost.
 
 Eckart and Young 1936: of all matrices of rank r, W_r = U_r diag(s_r) V_r^T is nearest to W (out m, in n) in the
 Frobenius norm, and the squared error is the sum of the squares of the singular values that are dropped. The factors
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from efficli.method import Context, TensorConfig
+from efficli.strict_schema import Refused
 
 KIND = "tensor"
 
@@ -37,7 +38,7 @@ class Config(TensorConfig):
     def _one_of_both(self) -> Config:
         if (self.rank is None) == (self.keep is None):
             found = "both 'rank' and 'keep'" if self.keep is not None else "neither 'rank' nor 'keep'"
-            raise ValueError(f"{found}, expected one of them")
+            raise Refused(f"{found}, expected one of them", at=() if self.keep is None else ("keep",))
         return self
 
 

@@ -62,7 +62,8 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
     last = shape.num_layers - 1
     which = f"layer {last}" if config.remove == 1 else f"layers {keep} to {last}"
     size = byte_text(sum(tensor.nbytes for tensor in gone))
-    row = f"{which} of {shape.num_layers} left out: {len(gone)} tensors, {size}; {keep} layers remain"
+    rest = "1 layer remains" if keep == 1 else f"{keep} layers remain"
+    row = f"{which} of {shape.num_layers} left out: {len(gone)} tensors, {size}; {rest}"
     return Outcome(report=(row, *written.notes), packed=written.packed)
 
 
