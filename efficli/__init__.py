@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {"bench": "efficli.bench", "export": "efficli.export", "try_artifact": "efficli.pipeline"}
+_WHERE = {"bench": "efficli.bench", "export": "efficli.export", "inspect": "efficli.pipeline", "run": "efficli.pipeline", "try_artifact": "efficli.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

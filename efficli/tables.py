@@ -18,14 +18,19 @@ from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.rows import to_csv, to_jsonl
 from efficli.bench.wording import conditions, test_words
 from efficli.console import Terminal
-from efficli.errors import EffiError, MissingExtra, OutputError, UsageError
+from efficli.errors import EffiError, MissingExtra, OutputError, SecurityError, UsageError
+from efficli.inspection import report_table as inspected
 from efficli.interrupt import discard
 from efficli.ops.byte_size import binary_bytes
 
 if TYPE_CHECKING:
     from efficli.bench.figures import ArtifactResult
     from efficli.bench.quality import Certificate
+    from efficli.inspection import Inspection
     from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
+    from efficli.pipeline.steps import StepRun
+
+TARGET_COLUMNS = ("target", "file", "fits", "needs", "usable", "decode")
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
@@ -40,6 +45,40 @@ def show_export(terminal: Terminal, result: ExportResult) -> None:
         terminal.table(title, columns, rows)
     for file in result.files:
         terminal.text(f"{result.output / file.name}\n")
+
+
+def show_run(terminal: Terminal, result: ExportResult) -> None:
+    """As an export, and the steps as they went or would go, what targets do with the files, and the gates."""
+    if terminal.as_json:
+        terminal.data(result.to_json())
+        return
+    rehearsed = result.command == "rehearse"
+    if not rehearsed:
+        for title, columns, rows in export_tables(result):
+            terminal.table(title, columns, rows)
+    if result.targets:
+        terminal.table("Targets (predicted)", TARGET_COLUMNS, [list(row["cells"]) for row in result.targets])
+    if result.bench is not None and not rehearsed:
+        for title, columns, rows in report_tables(result.bench):
+            terminal.table(title, columns, rows)
+    if result.gates:
+        rows = [[gate.gate, gate.file, gate.words, "met" if gate.met else "not met"] for gate in result.gates]
+        terminal.table("Gates", ("gate", "file", "found", ""), rows)
+    title = "Steps (predicted)" if result.dry_run else f"Rehearsal of {result.model}" if rehearsed else "Steps"
+    rows = [[step.kind, step.what, "from the cache" if step.cached else _seconds(step)] for step in result.steps]
+    terminal.table(title, ("step", "of", "time"), rows)
+    if rehearsed:
+        terminal.note("every step ran on a random clone of two layers; nothing was kept")
+        return
+    for file in result.files:
+        terminal.text(f"{result.output / file.name}\n")
+
+
+def _seconds(step: StepRun) -> str:
+    seconds = step.seconds
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def export_tables(result: ExportResult) -> Iterator[Table]:
@@ -108,6 +147,31 @@ def show_try(terminal: Terminal, tried: Tried) -> None:
     for side, completion in tried.completions.items():
         if completion.stopped != "length":
             terminal.note(f"{tried.names[side]} stopped at its {completion.stopped}")
+
+
+def show_inspection(terminal: Terminal, found: Inspection) -> None:
+    """Each model on stdout: its tensors, what differs, what was checked; findings last, and on stderr what is refused."""
+    if terminal.as_json:
+        terminal.data(found.to_json())
+        return
+    for model in found.models:
+        title, columns, rows = inspected.group_table(model)
+        terminal.table(title, columns, rows, is_data=True)
+        terminal.prose([inspected.facts_line(model)])
+        terminal.text("\n")
+        if table := inspected.fallback_table(model):
+            terminal.table(*table, is_data=True)
+            terminal.text("\n")
+        terminal.prose(inspected.check_lines(model.checks), indent=26)
+        terminal.text("\n")
+    if found.checks:
+        terminal.prose(inspected.check_lines(found.checks), indent=26)
+        terminal.text("\n")
+    terminal.prose([inspected.verdict(found)])
+    terminal.prose(inspected.finding_lines(found.all_findings), indent=4)
+    for finding in found.all_findings:
+        if finding.code == SecurityError.exit_code:
+            terminal.complaint(finding.line, finding.hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import efficli.cli
 RUN = "import sys; from efficli.cli import main; sys.exit(main())"
 
 
-MODULES = ("options", "app", "export", "bench", "attempt", "methods", "cache")
+MODULES = ("options", "app", "export", "run", "bench", "attempt", "inspect", "methods", "targets", "cache")
 
 
 def bare_app() -> str:
@@ -33,7 +33,7 @@ def bare_app() -> str:
         elif isinstance(node, ast.FunctionDef):
             node.body = [part for part in node.body[:1] if isinstance(part, ast.Expr)] or [ast.Pass()]
             node.returns = None
-        elif isinstance(node, ast.ClassDef | ast.If):
+        elif isinstance(node, ast.If) or (isinstance(node, ast.ClassDef) and not node.name.endswith("Group")):
             continue
         kept.append(node)
     future = ast.parse("from __future__ import annotations").body

@@ -6,8 +6,10 @@ from efficli.bench.figures import BenchResult
 from efficli.pipeline.attempt import Tried, try_artifact
 from efficli.pipeline.bench import bench
 from efficli.pipeline.export import export, run_export
+from efficli.pipeline.inspect import inspect
+from efficli.pipeline.recipe_run import run
 from efficli.pipeline.result import ExportedFile, ExportResult
 
 __all__ = [
-    "BenchResult", "ExportResult", "ExportedFile", "Tried", "bench", "export", "run_export", "try_artifact",
+    "BenchResult", "ExportResult", "ExportedFile", "Tried", "bench", "export", "inspect", "run", "run_export", "try_artifact",
 ]  # fmt: skip

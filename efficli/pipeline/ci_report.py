@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from xml.etree import ElementTree
 
 from efficli.bench.certificate_table import table
 from efficli.errors import EffiError
 from efficli.ops.byte_size import binary_bytes
+from efficli.ops.storage import replace_file
 from efficli.pipeline.result import ExportResult
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
+
+
+@contextmanager
+def write_reports(
+    summary_file: str | os.PathLike[str] | None, junit_file: str | os.PathLike[str] | None
+) -> Iterator[Callable[[ExportResult], None]]:
+    """Write the reports when the block ends, however it ends; the block tells what it knows of the result."""
+    known: list[ExportResult] = []
+    failed: EffiError | None = None
+    try:
+        yield known.append
+    except EffiError as error:
+        failed = error
+        raise
+    finally:
+        result = known[-1] if known else None
+        if summary_file is not None:
+            replace_file(Path(summary_file), summary(result, failed).encode("utf-8", "replace"))
+        if junit_file is not None:
+            replace_file(Path(junit_file), junit(result, failed))
 
 
 def summary(result: ExportResult | None, error: EffiError | None) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from efficli.artifact import check_output
-from efficli.checkpoint import open_checkpoint
+from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
+from efficli.export.gguf.job import GgufJob
 from efficli.pipeline.files import prepare_export
 from efficli.pipeline.result import ExportResult, planned
 from efficli.pipeline.run import RecipeRun, check_names
@@ -107,24 +109,14 @@ def run_recipe(
     on_judged: Callable[[ExportResult], None] | None = None,
 ) -> ExportResult:
     """Run a recipe; see `export`, and `efficli.pipeline.recipe_run.run` for what a recipe adds."""
-    _check_gates(recipe)
+    check_gates(recipe)
     clock = Clock()
     with clock("prepare"):
         base = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         if not dry_run:
             check_output(output, [base.root], force)
-        jobs = [prepare_export(base, recipe, export) for export in recipe.exports]
-        check_names(jobs)
-    result = ExportResult(
-        output=output,
-        model=base.name,
-        num_weights=jobs[0].num_weights,
-        files=tuple(planned(job, file) for job in jobs for file in job.files),
-        report=tuple(dict.fromkeys(row for job in jobs for row in job.report)),
-        dry_run=dry_run,
-        command=command,
-        passes=tuple(one.method for one in recipe.passes),
-    )
+        result, jobs = outline(recipe, base, output, command=command)
+    result = replace(result, dry_run=dry_run)
     fallbacks = {f"{file.type}: {fallback}" for file in result.files for fallback in file.fallbacks}
     for row in result.report:
         if row not in fallbacks:  # hundreds in a small model; the result holds them, and a table counts them
@@ -145,7 +137,24 @@ def run_recipe(
     return run.write(force)
 
 
-def _check_gates(recipe: Recipe) -> None:
+def outline(recipe: Recipe, ckpt: Checkpoint, output: Path, *, command: str) -> tuple[ExportResult, list[GgufJob]]:
+    """What a recipe's exports write from a checkpoint, as its headers decide it, and the jobs that write it."""
+    jobs = [prepare_export(ckpt, recipe, export) for export in recipe.exports]
+    check_names(jobs)
+    result = ExportResult(
+        output=output,
+        model=ckpt.name,
+        num_weights=jobs[0].num_weights,
+        files=tuple(planned(job, file) for job in jobs for file in job.files),
+        report=tuple(dict.fromkeys(row for job in jobs for row in job.report)),
+        dry_run=False,
+        command=command,
+        passes=tuple(one.method for one in recipe.passes),
+    )
+    return result, jobs
+
+
+def check_gates(recipe: Recipe) -> None:
     """UsageError for a wish about a certificate that is not made."""
     wishes = {
         "--max-kld": recipe.gates.max_kld,

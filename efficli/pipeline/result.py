@@ -27,6 +27,8 @@ class ExportedFile:
     bits_per_weight: float
     fallbacks: tuple[Fallback, ...]
     """Tensors that could not take the type."""
+    weights: Mapping[str, int] = field(default_factory=dict, repr=False)
+    """How many weights have which of ggml's types."""
     sha256: str | None = None
     sample: str | None = None
     """What the runtime wrote when the file was tried; empty for an embedding model."""
@@ -91,10 +93,15 @@ class ExportResult:
 def planned(job: GgufJob, file: PlannedFile) -> ExportedFile:
     """A file as it is known before it is written."""
     data = file.choice.nbytes(job.tensors)
+    weights: dict[str, int] = {}
+    for tensor in job.tensors:
+        kind = file.choice.types[tensor.name]
+        weights[kind] = weights.get(kind, 0) + tensor.num_elements
     return ExportedFile(
         name=file.name,
         type=file.type,
         nbytes=file.nbytes,
         bits_per_weight=data * 8 / job.num_weights,
         fallbacks=file.choice.fallbacks,
+        weights=weights,
     )

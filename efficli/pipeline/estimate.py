@@ -1,0 +1,64 @@
+"""How long the steps of a recipe should take on this machine: predicted, before any of them has run.
+
+Seconds are work over rates that were measured on one core (AMD EPYC with AVX-512, llama-cpp-python 0.3.36), divided by
+the cores that may be used; another processor is off by its own factor, so they say minutes or hours, not more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from efficli.bench.quality import MAX_POSITIONS
+from efficli.ops.llama_model import available_threads
+from efficli.pipeline.result import ExportResult
+from efficli.pipeline.steps import StepRun
+from efficli.recipe import Recipe
+
+NANOSECONDS: Mapping[str, tuple[float, float]] = {
+    "F32": (1, 1), "F16": (2, 2), "BF16": (1, 1), "Q8_0": (3, 4), "Q4_0": (1, 26), "Q4_1": (1, 111), "Q5_0": (2, 27),
+    "Q5_1": (2, 110), "Q2_K": (56, 130), "Q3_K": (12, 37), "Q4_K": (67, 115), "Q5_K": (55, 116), "Q6_K": (28, 29),
+    "IQ1_S": (310, 310), "IQ1_M": (137, 146), "IQ2_XXS": (481, 481), "IQ2_XS": (1219, 1219), "IQ2_S": (406, 222),
+    "IQ3_XXS": (666, 470), "IQ3_S": (556, 334), "IQ4_XS": (176, 177), "IQ4_NL": (176, 177), "TQ1_0": (3, 3),
+    "TQ2_0": (3, 3), "Q1_0": (5, 5), "Q2_0": (3, 3), "MXFP4": (5, 5),
+}  # fmt: skip
+"""To encode a weight, without and with an importance matrix."""
+READ_NANOSECONDS = 4
+"""To read, hash and write a weight."""
+GFLOPS_LLAMA, GFLOPS_TORCH = 60.0, 40.0
+"""Of a core reading text with llama.cpp (16-bit weights), and with PyTorch in float32; two operations a weight."""
+START_SECONDS = 1.5
+"""Of a child process with its libraries."""
+BENCH_SECONDS = 40
+"""Of `bench` for each file: repeats until they agree."""
+
+
+def predicted_steps(recipe: Recipe, result: ExportResult, threads: int | None) -> tuple[StepRun, ...]:
+    """The steps of a run with predicted seconds; what is kept in the cache will take less."""
+    cores = threads or available_threads()
+    weights = result.num_weights
+    found = [_step("pass", method, READ_NANOSECONDS * weights * 1e-9 + START_SECONDS) for method in result.passes]
+    if any(export.imatrix == "auto" for export in recipe.exports):
+        work = 2e-9 * weights * recipe.calibration.max_tokens / GFLOPS_LLAMA
+        found.append(_step("imatrix", f"{recipe.calibration.max_tokens} tokens", work / cores + START_SECONDS))
+    start = 0
+    for export in recipe.exports:
+        files = result.files[start : start + len(export.type)]
+        start += len(export.type)
+        matrix = export.imatrix is not None
+        spent = sum(
+            count * NANOSECONDS.get(kind, (100, 100))[matrix] for file in files for kind, count in file.weights.items()
+        )
+        seconds = (spent + READ_NANOSECONDS * weights * len(files)) * 1e-9 / cores
+        found.append(_step("write", ", ".join(file.type for file in files), seconds))
+    found.append(_step("load", f"{len(result.files)} files", START_SECONDS * (len(result.files) + 1)))
+    if recipe.certificate.enabled:
+        # half of each window is context; the origin runs once, every file beside it
+        work = 2e-9 * weights * 2 * MAX_POSITIONS * (1 / GFLOPS_TORCH + len(result.files) / GFLOPS_LLAMA)
+        found.append(_step("certificate", ", ".join(file.name for file in result.files), work / cores + START_SECONDS))
+    if recipe.bench is not None:
+        found.append(_step("bench", f"{len(result.files)} files", BENCH_SECONDS * len(result.files)))
+    return tuple(found)
+
+
+def _step(kind: str, what: str, seconds: float) -> StepRun:
+    return StepRun(kind=kind, what=what, key=None, cached=False, seconds=seconds)
