@@ -111,7 +111,7 @@ def _delta_net(parts: Parts, config: Config) -> None:
     parts.add(MODEL_TENSOR.ATTN_QKV, 2 * keys + values, hidden)
     parts.add(MODEL_TENSOR.ATTN_GATE, values, hidden)
     parts.add(MODEL_TENSOR.SSM_BETA_ALPHA, 2 * heads, hidden)
-    parts.add(MODEL_TENSOR.SSM_CONV1D, 2 * keys + values, config.whole("linear_conv_kernel_dim", most=1 << 16))
+    parts.add(MODEL_TENSOR.SSM_CONV1D, 2 * keys + values, config.whole("linear_conv_kernel_dim"))
     parts.add(MODEL_TENSOR.SSM_DT, heads, ending=".bias")
     parts.add(MODEL_TENSOR.SSM_A, heads, ending="")
     parts.add(MODEL_TENSOR.SSM_NORM, config.whole("linear_value_head_dim"))
@@ -131,6 +131,8 @@ def _fields(config: Config, sizes: Sizes, attends: list[bool], ahead: int) -> di
     """Linear attention in the words of Mamba, and which layers have it."""
     rope = rope_parameters(config)
     part = rope.positive("partial_rotary_factor", config.positive("partial_rotary_factor"))
+    if part > 1.0:
+        raise config.wrong("partial_rotary_factor", part, "at most 1")
     fields = shared_fields(sizes, config) | rope_fields(rope, sizes.positions)
     fields |= {
         "block_count": u32(sizes.layers + ahead),

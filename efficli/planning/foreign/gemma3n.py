@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
 _CACHED_LAYERS = 20
 """llama.cpp's graph keeps keys and values of the first 20 layers, whatever the file says (n_layer_kv_from_start)."""
 _ALTUP = 4
+_GRAPH = (256, 64)  # n_embd_altup and laurel_rank of llama-hparams.h
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -68,10 +69,22 @@ def describe(config: Config, sizes: Sizes) -> Described:
         cache=[near if has_window else full for has_window in windowed[:_CACHED_LAYERS]],
         num_padding=max(0, sizes.vocab - rows) * sizes.layers * each,
         as_source=tuple(kept),
-        notes=("the towers for pictures and sound are left out: the file is the language model",)
-        if config.architecture == "Gemma3nForConditionalGeneration"
-        else (),
+        notes=_notes(config, each),
     )
+
+
+def _notes(config: Config, each: int) -> tuple[str, ...]:
+    """What is left out, and sizes that llama.cpp's graph takes for granted."""
+    notes = []
+    if config.architecture == "Gemma3nForConditionalGeneration":
+        notes.append("the towers for pictures and sound are left out: the file is the language model")
+    rank = config.whole("laurel_rank")
+    if (each, rank) != _GRAPH:
+        notes.append(
+            f"llama.cpp does not load it: {each} values for each layer and laurel rank {rank}, "
+            f"its graph has {_GRAPH[0]} and {_GRAPH[1]}"
+        )
+    return tuple(notes)
 
 
 def _layer(parts: Parts, each: int, width: int, rank: int) -> list[str]:
@@ -135,10 +148,10 @@ def _fields(config: Config, sizes: Sizes, widths: list[int], windowed: list[bool
         "attention.value_length": u32(sizes.head_dim),
         "attention.sliding_window": u32(config.whole("sliding_window")),
         "attention.sliding_window_pattern": array(windowed, gguf.GGUFValueType.BOOL),
-        "attention.shared_kv_layers": u32(config.count("num_kv_shared_layers", 0)),
+        "attention.shared_kv_layers": u32(config.count("num_kv_shared_layers")),
         "rope.freq_base": f32(theta),
         "rope.freq_base_swa": f32(local),
-        "altup.active_idx": u32(config.count("altup_active_idx", 0)),
+        "altup.active_idx": u32(config.count("altup_active_idx")),
         "altup.num_inputs": u32(_ALTUP),
         "embedding_length_per_layer_input": u32(config.whole("hidden_size_per_layer_input")),
         "activation_sparsity_scale": array(scales, gguf.GGUFValueType.FLOAT32),

@@ -79,7 +79,7 @@ FALCON_H1_DEFAULTS: dict[str, Any] = {
 def lfm2(config: Config, sizes: Sizes) -> Described:
     """Short gated convolutions, some layers with attention; the last norm is called token_embd_norm."""
     config.only("conv_bias", False)
-    length = config.whole("conv_L_cache", most=1 << 16)
+    length = config.whole("conv_L_cache")
     kinds = config.layer_words("layer_types", sizes.layers)
     chosen = config.get("full_attn_idxs")
     attends = [kind != "conv" for kind in kinds]
@@ -118,9 +118,16 @@ def _lfm2_width(config: Config) -> int:
         multiple = config.whole("block_multiple_of")
         width = int(2 * width / 3)
         if config.get("block_ffn_dim_multiplier") is not None:
-            width = int(config.positive("block_ffn_dim_multiplier") * width)
+            factor = config.positive("block_ffn_dim_multiplier")
+            if factor > MAX_FACTOR:
+                raise config.wrong("block_ffn_dim_multiplier", factor, f"at most {MAX_FACTOR}")
+            width = int(factor * width)
         width = multiple * ((width + multiple - 1) // multiple)
     return width
+
+
+MAX_FACTOR = 1024
+"""Of the feed-forward's width; more is damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +172,7 @@ def _read_mamba(config: Config, inner: int) -> _Mamba:
         raise CheckpointError(
             f"{heads} Mamba heads of {head} in {groups} groups do not make {inner}", where="config.json"
         )
-    state, kernel = config.whole("mamba_d_state"), config.whole("mamba_d_conv", most=1 << 16)
+    state, kernel = config.whole("mamba_d_state"), config.whole("mamba_d_conv")
     return _Mamba(inner, heads, groups, state, kernel, config.flag("mamba_conv_bias", True))
 
 
@@ -197,8 +204,8 @@ def granite_hybrid(config: Config, sizes: Sizes) -> Described:
     if 2 * sizes.hidden != mamba.inner and not all(attends):
         raise UnsupportedError("mamba_expand is not 2: llama.cpp's granitehybrid graph has 2", where="config.json")
     count, used = 0, 0
-    fields = {"expert_count": u32(0), "expert_used_count": u32(config.count("num_experts_per_tok", 0))}
-    if config.count("num_local_experts", 0, most=MAX_EXPERTS):
+    fields = {"expert_count": u32(0), "expert_used_count": u32(config.count("num_experts_per_tok"))}
+    if config.count("num_local_experts", most=MAX_EXPERTS):
         count, used, fields = expert_fields(config, "num_local_experts")
     width, shared = config.whole("intermediate_size"), config.whole("shared_intermediate_size")
     parts = Parts(sizes)
@@ -218,7 +225,7 @@ def granite_hybrid(config: Config, sizes: Sizes) -> Described:
     full, state = CacheLayer("full", sizes.kv, sizes.kv), CacheLayer("state", state_bytes=mamba.state_bytes)
     arch = "granitehybrid"
     if all(attends):
-        arch = "granitemoe" if config.count("num_experts_per_tok", 0) else "granite"
+        arch = "granitemoe" if config.count("num_experts_per_tok") else "granite"
     return Described(
         gguf_arch=arch,
         tensors=parts.tensors,

@@ -59,6 +59,8 @@ V3_DEFAULTS = {
     "norm_topk_prob": True,
     "moe_intermediate_size": 2048,
 }
+_LITE = (26, 27)
+"""Numbers of layers of models without a low rank of queries (`is_lite` of deepseek2.cpp)."""
 _GATING = {"softmax": ExpertGatingFuncType.SOFTMAX, "sigmoid": ExpertGatingFuncType.SIGMOID}
 
 
@@ -75,8 +77,8 @@ def describe(config: Config, sizes: Sizes) -> Described:
     count, used, fields = expert_fields(config, "n_routed_experts")
     parts = Parts(sizes)
     parts.embedding()
-    dense = config.count("first_k_dense_replace", 0)
-    shared, width = config.count("n_shared_experts", 0, most=MAX_EXPERTS), config.whole("moe_intermediate_size")
+    dense = config.count("first_k_dense_replace")
+    shared, width = config.count("n_shared_experts", most=MAX_EXPERTS), config.whole("moe_intermediate_size")
     for parts.layer in range(sizes.layers):
         parts.norms()
         _attention(parts, config, latent, rotary)
@@ -96,7 +98,17 @@ def describe(config: Config, sizes: Sizes) -> Described:
         cache=[CacheLayer("latent", latent + rotary)] * sizes.layers,
         num_experts=count,
         experts_per_token=used,
+        notes=_notes(config, sizes),
     )
+
+
+def _notes(config: Config, sizes: Sizes) -> tuple[str, ...]:
+    """llama.cpp tells models without a low rank of queries by their number of layers."""
+    lite = sizes.layers in _LITE or (sizes.layers, sizes.vocab) == (48, 128256)
+    if lite == (config.get("q_lora_rank") is None):
+        return ()
+    has = "no low rank of queries" if lite else "a low rank of queries"
+    return (f"llama.cpp does not load it: it expects {has} in a model of {sizes.layers} layers",)
 
 
 def _attention(parts: Parts, config: Config, latent: int, rotary: int) -> None:

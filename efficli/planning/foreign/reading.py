@@ -11,6 +11,8 @@ from efficli.export.gguf.layout import Field, f32, string, u32
 from efficli.families.values import MAX_LAYERS, Values
 
 MAX_EXPERTS = 4096
+MAX_LENGTH = (1 << 31) - 1
+"""Longer axes, contexts and vocabularies are damage."""
 
 
 class Config(Values):
@@ -20,14 +22,15 @@ class Config(Values):
         super().__init__(config, defaults=defaults)
         self.architecture = architecture
 
-    def count(self, key: str, default: int | None = None, *, most: int = 1 << 40) -> int:
+    def whole(self, key: str, default: int | None = None, *, most: int = MAX_LENGTH) -> int:
+        """A positive whole number that GGUF's 32 bits hold."""
+        return super().whole(key, default, most=most)
+
+    def count(self, key: str, default: int = 0, *, most: int = MAX_LENGTH) -> int:
         """A whole number that may be zero."""
         value = self.get(key)
-        if value is None or value == 0:
-            value = 0 if value == 0 and not isinstance(value, bool) else default
-        if value == 0 and not isinstance(value, bool):
-            return 0
-        return self.whole(key, default, most=most)
+        value = default if value is None else value
+        return 0 if value == 0 and not isinstance(value, bool | float) else self.whole(key, default, most=most)
 
     def layer_words(self, key: str, layers: int) -> list[str]:
         """One word for each layer, empty where there are none."""
