@@ -136,12 +136,15 @@ class Terminal:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
 
-    def prose(self, paragraphs: Iterable[str]) -> None:
-        """Sentences on stdout below a table: folded between words on a terminal, elsewhere a line each."""
+    def prose(self, paragraphs: Iterable[str], indent: int = 2) -> None:
+        """Sentences on stdout below a table: folded between words on a terminal, elsewhere a line each.
+
+        Further lines of one begin `indent` columns to the right.
+        """
         width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
         for words in paragraphs:
             lines = (
-                textwrap.wrap(words, width, subsequent_indent="  ", break_on_hyphens=False) if width > 20 else [words]
+                textwrap.wrap(words, width, subsequent_indent=" " * indent, break_on_hyphens=False) if width > 20 else [words]
             )
             self.text("\n".join(lines) + "\n")
 

@@ -150,13 +150,14 @@ def show_try(terminal: Terminal, tried: Tried) -> None:
 
 
 def show_inspection(terminal: Terminal, found: Inspection) -> None:
-    """Each model on stdout: its tensors, what differs, what was checked; findings last, and on stderr what is refused."""
+    """Each model: its tensors, what differs, what was checked; findings last, on stderr too where they are refusals."""
     if terminal.as_json:
         terminal.data(found.to_json())
         return
     for model in found.models:
         title, columns, rows = inspected.group_table(model)
         terminal.table(title, columns, rows, is_data=True)
+        terminal.text("\n")
         terminal.prose([inspected.facts_line(model)])
         terminal.text("\n")
         if table := inspected.fallback_table(model):
