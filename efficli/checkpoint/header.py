@@ -72,6 +72,13 @@ def read_header(path: Path, where: str | None = None) -> Header:
     return Header(tuple(tensors), metadata, stamp)
 
 
+def is_lfs_pointer(path: Path, where: str | None = None) -> bool:
+    """Whether `path` is what a clone without Git LFS has in the place of a large file."""
+    with open_regular(path, where or path.name) as (descriptor, _):
+        start = bytearray(8)
+        return read_exactly(descriptor, memoryview(start), 0) == 8 and start == _LFS_POINTER
+
+
 def _read_text(descriptor: int, size: int, where: str) -> bytearray:
     """The header's bytes in a file of `size` bytes."""
     start = bytearray(8)

@@ -27,7 +27,7 @@ def fetch(repository: str, revision: str | None) -> Path:
 
     Configuration and tokenizer come first: they name the weight files, and nothing else is fetched.
     """
-    folder = _snapshot(repository, revision, SMALL_FILES, ELSEWHERE)
+    folder = fetch_small(repository, revision)
     # from here on the commit, so that both steps see the same state
     commit = folder.name
     single, index = folder / SINGLE, folder / INDEX
@@ -37,6 +37,11 @@ def fetch(repository: str, revision: str | None) -> Path:
         # config.json is there: huggingface_hub prints a warning if a pattern matches nothing at all
         _snapshot(repository, commit, ["config.json", SINGLE])
     return folder
+
+
+def fetch_small(repository: str, revision: str | None) -> Path:
+    """The snapshot folder of a model with its small files; weights are in it only if they were cached before."""
+    return _snapshot(repository, revision, SMALL_FILES, ELSEWHERE)
 
 
 def cached(repository: str) -> bool:

@@ -23,8 +23,11 @@ class Place:
     revision: str | None = None
 
 
-def locate(model: str | Path, revision: str | None = None) -> Place:
-    """The folder that `model` means: an existing directory, `reference`, or a hub id `org/name[@revision]`."""
+def locate(model: str | Path, revision: str | None = None, *, weights: bool = True) -> Place:
+    """The folder that `model` means: an existing directory, `reference`, or a hub id `org/name[@revision]`.
+
+    Of a model of the hub everything is fetched, without `weights` the small files alone.
+    """
     word = os.fspath(model)
     if word in EMBEDDED and not isinstance(model, Path):
         root = Path(__file__).parent.parent / "reference" / EMBEDDED[word]
@@ -43,7 +46,7 @@ def locate(model: str | Path, revision: str | None = None) -> Place:
     match = hub.HUB_ID.fullmatch(word)
     if isinstance(model, Path) or match is None:
         raise CheckpointError(f"no such checkpoint: {word}", hint=suggest(word))
-    return _on_hub(word, match["id"], _one_revision(match["revision"], revision))
+    return _on_hub(word, match["id"], _one_revision(match["revision"], revision), weights)
 
 
 def suggest(word: str) -> str:
@@ -60,12 +63,12 @@ def suggest(word: str) -> str:
     return "give a directory, a hub id such as org/name, or 'reference'"
 
 
-def _on_hub(word: str, repository: str, revision: str | None) -> Place:
+def _on_hub(word: str, repository: str, revision: str | None, weights: bool) -> Place:
     # a bare word is a model of the hub only if it is cached: a misspelt folder is not sent to anybody
     if "/" not in repository and not hub.cached(repository):
         raise CheckpointError(f"no such checkpoint: {word}", hint=suggest(word))
     try:
-        root = hub.fetch(repository, revision)
+        root = hub.fetch(repository, revision) if weights else hub.fetch_small(repository, revision)
     except hub.NotOnHubError as error:
         hint = suggest(word)
         raise CheckpointError(error.message, hint=hint if "did you mean" in hint else error.hint) from None

@@ -7,9 +7,10 @@ from typing import Any
 
 from efficli.checkpoint import refuse, strict_json
 from efficli.checkpoint.files import Stamp, contained
+from efficli.checkpoint.header import TensorRef
 from efficli.checkpoint.locate import Place, locate
 from efficli.checkpoint.reader import Checkpoint
-from efficli.checkpoint.shards import INDEX, find_weights, read_tensors
+from efficli.checkpoint.shards import INDEX, Absent, find_absent, find_weights, read_tensors
 from efficli.checkpoint.sidecar import FILE, read_sidecar
 from efficli.errors import CheckpointError, UnsupportedError
 
@@ -26,29 +27,77 @@ def open_checkpoint(
         hint = "torch.load(..., weights_only=True) and safetensors.torch.save_file convert one"
         raise UnsupportedError("pickle checkpoints are not read, also with --allow-pickle", hint=hint)
     place = locate(model, revision)
-    root = place.root
+    config, notes = _configuration(place, trust_remote_code)
+    ckpt = _open(place, str(model), config, notes)
+    refuse.check_quantized(config, ckpt.tensors.values())
+    return ckpt
+
+
+def open_to_inspect(model: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """As `open_checkpoint`, for looking only: weights in another quantizer's codes, and code that the configuration
+    names (none is run), are no reason to refuse it.
+    """
+    place = locate(model, revision)
+    config, notes = _configuration(place, True)
+    return _open(place, str(model), config, notes)
+
+
+def open_without_weights(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[Checkpoint, Absent | None]:
+    """As `open_checkpoint`, also where weights are not here: then without tensors, and with what is known of them.
+
+    Of a model of the hub only the small files are fetched; weights that are here are read to their headers. Whether
+    they are codes of another quantizer is left to the caller (`refuse.check_quantized`).
+    """
+    place = locate(model, revision, weights=False)
+    config, notes = _configuration(place, trust_remote_code)
+    absent = find_absent(place.root)
+    if absent is None:
+        return _open(place, str(model), config, notes), None
+    notes += [absent.note] if absent.note else []
+    return _checkpoint(place, str(model), config, notes, {}, {}), absent
+
+
+def _configuration(place: Place, trust_remote_code: bool) -> tuple[dict[str, Any], list[str]]:
+    """config.json, and what is to be said of code that the checkpoint names."""
     notes: list[str] = []
     config = _config(place)
     for name in ("config.json", "tokenizer_config.json"):
-        path = contained(root, name)
+        path = contained(place.root, name)
         if path.exists():
             found = config if name == "config.json" else strict_json.load(path, name)
             note = refuse.check_remote_code(found, name, trust_remote_code)
             notes += [note] if note else []
-    files, index = find_weights(root)
-    if index is None and contained(root, INDEX).exists():
+    return config, notes
+
+
+def _open(place: Place, model: str, config: dict[str, Any], notes: list[str]) -> Checkpoint:
+    """Read the headers."""
+    files, index = find_weights(place.root)
+    if index is None and contained(place.root, INDEX).exists():
         notes.append(f"{files[0]} is read, {INDEX} beside it is not")
-    tensors, stamps = read_tensors(root, files, index)
-    refuse.check_quantized(config, tensors.values())
-    sidecar = read_sidecar(root)
+    tensors, stamps = read_tensors(place.root, files, index)
+    return _checkpoint(place, model, config, notes, tensors, stamps)
+
+
+def _checkpoint(
+    place: Place,
+    model: str,
+    config: dict[str, Any],
+    notes: list[str],
+    tensors: dict[str, TensorRef],
+    stamps: dict[Path, Stamp],
+) -> Checkpoint:
+    sidecar = read_sidecar(place.root)
     for name in ("config.json", INDEX, FILE):
-        path = contained(root, name)
+        path = contained(place.root, name)
         if path.exists():
             stamps[path] = Stamp.of(path.stat())
     return Checkpoint(
-        root=root,
+        root=place.root,
         name=place.name,
-        model=str(model),
+        model=model,
         revision=place.revision,
         config=config,
         tensors=tensors,

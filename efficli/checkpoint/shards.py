@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficli.checkpoint import strict_json
 from efficli.checkpoint.files import Stamp, contained, single_name
-from efficli.checkpoint.header import TensorRef, read_header
+from efficli.checkpoint.header import TensorRef, is_lfs_pointer, read_header
 from efficli.errors import CheckpointError, SecurityError, UnsupportedError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin")
@@ -33,6 +35,37 @@ def find_weights(root: Path) -> tuple[tuple[str, ...], Mapping[str, str] | None]
         index = read_index(root)
         return tuple(sorted(set(index.values()))), index
     raise _no_weights(root)
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Weights that are not here, all or some of them."""
+
+    names: frozenset[str]
+    """The tensors' names, where an index tells them."""
+    note: str = ""
+    """What a user should know about the files that are here."""
+
+
+def find_absent(root: Path) -> Absent | None:
+    """What is known of weights that are not in `root`; None where all are. A Git LFS pointer stands for absent weights.
+
+    Weights in other forms (pickles, an adapter, other names) are the error of `find_weights`.
+    """
+    if not _exists(root, SINGLE) and not _exists(root, INDEX):
+        here = {path.name for path in root.iterdir()} - set(_NOT_WEIGHTS)
+        if any(name.endswith((".safetensors", PICKLE_INDEX, *PICKLES)) for name in here):
+            raise _no_weights(root)
+        return Absent(frozenset())
+    files, index = find_weights(root)
+    names = frozenset(index or ())
+    for file in files:
+        path = contained(root, file)
+        if not path.exists():
+            return Absent(names)
+        if is_lfs_pointer(path, file):
+            return Absent(names, f"{file} is a Git LFS pointer, the weights were not fetched")
+    return None
 
 
 def read_index(root: Path) -> dict[str, str]:
@@ -102,8 +135,8 @@ def _no_weights(root: Path) -> CheckpointError | SecurityError | UnsupportedErro
     """The error for a folder without model.safetensors and without an index."""
     names = sorted(path.name for path in root.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES) and name not in _NOT_WEIGHTS]
-    if "pytorch_model.bin.index.json" in names or pickles:
-        return pickle_error(root, (pickles or ["pytorch_model.bin.index.json"])[0])
+    if PICKLE_INDEX in names or pickles:
+        return pickle_error(root, (pickles or [PICKLE_INDEX])[0])
     if "adapter_model.safetensors" in names:
         hint = "merge it into its base model first (peft: merge_and_unload, then save_pretrained)"
         return UnsupportedError("this is an adapter, not a whole model", where=root.name, hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from efficli.families.rope import Rope, inverse_frequencies
 from efficli.families.shape import ModelShape, family_of, known_architectures, read_shape
 from efficli.families.table import FAMILIES, Family
-from efficli.families.tensors import TensorSpec, check_tensors, expected_tensors
+from efficli.families.tensors import TensorSpec, check_tensors, expected_tensors, own_names
 
 __all__ = [
     "FAMILIES",
@@ -18,5 +18,6 @@ __all__ = [
     "family_of",
     "inverse_frequencies",
     "known_architectures",
+    "own_names",
     "read_shape",
 ]

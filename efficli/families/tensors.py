@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,7 +103,7 @@ def check_tensors(
         )
     fused = any(name.endswith("mlp.experts.gate_up_proj") for name in tensors)
     specs = expected_tensors(shape, fused_experts=fused)
-    names = _own_names(tensors, shape, specs)
+    names = own_names(tensors, shape, specs)
     found = {names[spec.name]: spec for spec in specs if spec.name in names}
     missing = [spec.name for spec in specs if spec.name not in names]
     if missing:
@@ -131,7 +131,7 @@ def check_tensors(
     return found
 
 
-def _own_names(tensors: Mapping[str, HasShape], shape: ModelShape, specs: list[TensorSpec]) -> dict[str, str]:
+def own_names(tensors: Container[str], shape: ModelShape, specs: list[TensorSpec]) -> dict[str, str]:
     """Usual name -> the checkpoint's name, which may have another prefix or BERT's old gamma and beta."""
     facts = shape.facts
     usual = facts.prefixes[0]

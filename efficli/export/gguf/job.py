@@ -23,7 +23,7 @@ from efficli.export.gguf.header import measure, pack
 from efficli.export.gguf.layout import Metadata, OutTensor, string
 from efficli.export.gguf.model import layout
 from efficli.export.gguf.types import TypeChoice, TypeRequest, check_imatrix, choose_each
-from efficli.export.gguf.vocab import Vocab, compare_ids, read_vocab
+from efficli.export.gguf.vocab import compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
 from efficli.families import ModelShape, read_shape
 from efficli.ops.child import run_child
@@ -141,45 +141,31 @@ def describe(
     arch = shape.facts.gguf_arch
     vocab = read_vocab(ckpt, shape.vocab_size, arch, pre_tokenizer=pre_tokenizer)
     model, tensors, report = layout(shape, ckpt, strict=strict)
-    metadata = all_metadata(ckpt, arch, model, vocab, tensors, num_experts=shape.num_experts, own=own)
-    return Described(shape=shape, metadata=metadata, tensors=tensors, report=tuple(report), vocab_notes=vocab.notes)
-
-
-def all_metadata(
-    ckpt: Checkpoint,
-    arch: str,
-    model: Metadata,
-    vocab: Vocab,
-    tensors: Sequence[OutTensor],
-    *,
-    num_experts: int,
-    own: Mapping[str, str],
-) -> Metadata:
-    """The fields that all files of a checkpoint have: `general.*`, those of `model` and `vocab`, `efficli.*`."""
     # the matrices of experts are the only ones with three axes, however many tensors the checkpoint has them in
-    experts = sum(t.num_elements for t in tensors if len(t.shape) == 3)
     general = general_metadata(
         ckpt,
         num_weights=sum(t.num_elements for t in tensors),
-        expert_weights=experts,
-        num_experts=num_experts if experts else 0,
+        expert_weights=sum(t.num_elements for t in tensors if len(t.shape) == 3),
+        num_experts=shape.num_experts,
         strips_like_phi3=vocab.strips_like_phi3,
     )
     metadata: Metadata = {Keys.General.ARCHITECTURE: string(arch)} | general | model | vocab.metadata
-    return metadata | {f"efficli.{key}": string(value) for key, value in own.items()}
+    metadata |= {f"efficli.{key}": string(value) for key, value in own.items()}
+    return Described(shape=shape, metadata=metadata, tensors=tensors, report=tuple(report), vocab_notes=vocab.notes)
 
 
 class Sizer:
     """The exact size of files that differ in their types alone."""
 
-    def __init__(self, metadata: Metadata, tensors: Sequence[OutTensor]) -> None:
-        self._metadata, self._tensors = metadata, tensors
+    def __init__(self, metadata: Metadata, tensors: Sequence[OutTensor], *, more: int = 0) -> None:
+        """`more`: bytes of fields that are not in `metadata`."""
+        self._metadata, self._tensors, self._more = metadata, tensors, more
         self._packed: int | None = None
 
     def nbytes(self, choice: TypeChoice) -> int:
         """Bytes of the whole file: metadata, tensor table, data, alignment."""
         if self._packed is None:  # once: a vocabulary is megabytes, and what differs are numbers of fixed width
-            self._packed = len(pack(self._metadata | choice.fields))
+            self._packed = len(pack(self._metadata | choice.fields)) + self._more
         return measure(self._packed, choice.stored(self._tensors))
 
 
