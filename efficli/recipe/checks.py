@@ -55,12 +55,12 @@ def _model(recipe: Recipe) -> Iterator[Finding]:
         if word is None or word in EMBEDDED or _may_be_on_hub(word):
             continue
         try:
-            place = locate(word)
+            locate(word)
         except CheckpointError as error:
             yield _found(path, error.line, error.hint)
             continue
         if path == ("model",) and recipe.revision is not None:
-            yield _found(("revision",), f"revision {recipe.revision!r} of a directory, which has none: {place.name}")
+            yield _found(("revision",), f"revision {recipe.revision!r} of a directory, which has none: {word}")
 
 
 def _may_be_on_hub(word: str) -> bool:
@@ -137,10 +137,10 @@ def _targets(recipe: Recipe, document: Document) -> Iterator[Finding]:
 
 def _runs(target: Target, export: Export, at: Keys, chosen: Keys, document: Document) -> Iterator[Finding]:
     if export.format not in target.runs:
-        runs = f"runs {' and '.join(target.runs)} only" if target.runs else "runs neither gguf nor onnx"
+        runs = f"runs {' and '.join(target.runs)}, not {export.format}" if target.runs else f"runs no {export.format}"
         path = (*at, "format")
         path = path if document.written(path) in document.lines else chosen  # what is not written is not to blame
-        yield _found(path, f"{target.name} {runs}, not {export.format}: {target.why_not}", with_keys=(chosen, at))
+        yield _found(path, f"{target.name} {runs}: {target.why_not}", with_keys=(chosen, at))
         return
     for place, word in enumerate(export.type):
         try:
@@ -148,7 +148,7 @@ def _runs(target: Target, export: Export, at: Keys, chosen: Keys, document: Docu
         except UsageError:
             continue
         if kind in target.lacks:
-            message = f"{target.name} cannot run {kind}: {target.lacks_source}"
+            message = f"{kind} is not for {target.name}: {target.lacks_source}"
             yield _found((*at, "type", place), message, with_keys=(chosen,))
 
 

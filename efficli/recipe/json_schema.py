@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from efficli import catalog
+from efficli.errors import OutputError
 from efficli.ops.ggml_types import ALIASES, FILE_TYPES, TYPE_IDS
+from efficli.ops.storage import replace_file
 from efficli.recipe.checks import scenario_names
 from efficli.recipe.model import Recipe
 from efficli.target import target_names
@@ -76,3 +80,11 @@ def _any_case(names: Iterable[str], before: str = "") -> str:
     """A pattern for these names, as `file_type` reads them."""
     each = ("".join(f"[{c}{c.lower()}]" if c.isalpha() else c for c in name) for name in names)
     return f"^{before}\\s*({'|'.join(each)})\\s*$"
+
+
+def write_schema(path: Path, *, force: bool = False) -> None:
+    """Write the schema; OutputError where something else is there already, unless `force`."""
+    text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    if path.exists() and not force and path.read_bytes() != text.encode():
+        raise OutputError("exists", where=str(path), hint="--force replaces it")
+    replace_file(path, text)
