@@ -63,8 +63,9 @@ class Damaged(Exception):
 def read_entry(folder: Path) -> Entry:
     """The entry in `folder` with the names and sizes of its files checked, but not their hashes; or Damaged."""
     try:
-        if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            raise Damaged("not a folder")
+        for one in (folder, folder / FILES):
+            if not stat.S_ISDIR(os.lstat(one).st_mode):
+                raise Damaged(f"{one.name} is not a folder")
         values, used = _read_manifest(folder)
         entry = _entry(folder, values, used)
         present = dict(walk(entry.path))
@@ -148,7 +149,11 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], float]:
         raise Damaged(f"{MANIFEST} is not text") from None
     if not isinstance(values, dict) or set(values) != _FIELDS:
         raise Damaged(f"{MANIFEST} is not whole")
-    if _sealed({name: value for name, value in values.items() if name != "sha256"}) != content:
+    try:
+        sealed = _sealed({name: value for name, value in values.items() if name != "sha256"})
+    except RecursionError:
+        raise Damaged(f"{MANIFEST} is nested too deeply") from None
+    if sealed != content:
         raise Damaged(f"sha256 differs in {MANIFEST}")
     return values, used
 

@@ -61,8 +61,8 @@ def _closure(root: Path, modules: tuple[str, ...]) -> dict[str, Path]:
         if path is None:
             continue  # known, or a function or class in a module that is followed by its own name
         found[name] = path
-        if "." in name:
-            waiting.append(name.rpartition(".")[0])
+        parts = name.split(".")
+        waiting += (".".join(parts[:count]) for count in range(1, len(parts)))
         waiting += _imported(path, name)
     return found
 

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Store:
         self._users = 0
         self._checked: dict[tuple[str, str], Stamp] = {}
         """Files of (key, name) whose content had its hash when they had this stamp."""
+        self._distrusted: set[Path] = set()
+        """Damaged entries that could not be removed when they were found."""
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
@@ -87,9 +89,10 @@ class Store:
         """
         self._need_use()
         place = self._place(key)
-        if not os.path.lexists(place):
+        try:
+            seen = os.lstat(place)
+        except OSError:
             return None
-        seen = os.lstat(place)
         entry = None
         try:
             entry = read_entry(place)
@@ -101,7 +104,7 @@ class Store:
             return None
         with contextlib.suppress(OSError):  # a store that cannot be written to can be read
             os.utime(place / MANIFEST)
-        return read_entry(place)
+        return replace(entry, used=time.time())
 
     def why_not(self, kind: str, ingredients: Mapping[str, Any]) -> tuple[str, ...]:
         """Why there is no such result: the ingredients in which the most similar one of its kind differs; () if none
@@ -166,7 +169,8 @@ class Store:
 
     def damaged(self) -> tuple[Path, ...]:
         """Entries that cannot be read; the run that wants one, or `prune`, removes it."""
-        return tuple(place for place in self._places() if _readable(place) is None)
+        found = [place for place in self._places() if _readable(place) is None]
+        return tuple(place for place in found if os.path.lexists(place))
 
     def prune(
         self,
@@ -211,6 +215,8 @@ class Store:
             return sorted(path for path in self.root.iterdir() if _KEY.fullmatch(path.name))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise OutputError(f"cannot be read: {error.strerror}", where=str(self.root)) from error
 
     def _need_use(self) -> None:
         if self._users == 0:
@@ -280,18 +286,25 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
-            if _readable(place) is not None:
+            if place not in self._distrusted and _readable(place) is not None:
                 return False
             _remove(place)
+        self._distrusted.discard(place)
         with contextlib.suppress(OSError):  # whole already; a power failure now costs the entry at worst
             sync_directory(self.root)
         return True
 
     def _discard(self, place: Path, seen: os.stat_result) -> None:
         """Remove a damaged entry, unless another run has replaced it meanwhile; one that cannot be removed stays."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(place), seen):
+        try:
+            now = os.lstat(place)
+            # the number of an inode is given again at once, so its time has to agree as well
+            if (now.st_ino, now.st_ctime_ns) == (seen.st_ino, seen.st_ctime_ns):
                 _remove(place)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._distrusted.add(place)
 
     @contextlib.contextmanager
     def _told(self, folder: Path | None = None) -> Iterator[None]:
@@ -338,6 +351,7 @@ def _record(
     if strangers := sorted(set(hashed) - set(present)):
         raise OutputError(f"{strangers[0]}: was written, but is not on disk")
     records, stamps = [], {}
+    progress.start("hashing", sum(info.st_size for name, info in present.items() if name not in hashed), "B")
     for name, info in present.items():
         if (known := hashed.get(name)) is None:
             digest, stamps[name] = hash_file(files / name, progress)
@@ -347,6 +361,7 @@ def _record(
             raise OutputError(f"{name}: {info.st_size} bytes on disk, {known.nbytes} were written")
         records.append(known)
         stamps[name] = Stamp.of(info)
+    progress.finish()
     return records, stamps
 
 

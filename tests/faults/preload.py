@@ -29,16 +29,19 @@ def shim() -> Path:
     return path
 
 
-def sweep(writer: str, **plan: Any) -> dict[str, Any]:
-    """Run a plan (see sweep.Plan) in a process with the shim loaded; its table."""
+def sweep(writer: str, *, program: str = "tests.faults.sweep", **plan: Any) -> dict[str, Any]:
+    """Run a plan (see sweep.Plan) in a process with the shim loaded; its table. A `writer` without a module is one of
+    tests/faults/writers.py; `program` judges what it leaves.
+    """
     # memory, where there is any: a sweep syncs thousands of times
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     environment = {**os.environ, "LD_PRELOAD": str(shim()), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     if folder:
         environment["SWEEP_DIR"] = folder
-    text = json.dumps({"writer": f"tests.faults.writers:{writer}", "previous": False, **plan})
+    whole = writer if ":" in writer else f"tests.faults.writers:{writer}"
+    text = json.dumps({"writer": whole, "previous": False, **plan})
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.faults.sweep", text], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", program, text], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
     table: dict[str, Any] = json.loads(ran.stdout)

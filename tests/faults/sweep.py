@@ -218,12 +218,12 @@ def _bug() -> str:
     return " | ".join(traceback.format_exc().strip().splitlines()[-5:])
 
 
-def main() -> None:
+def main(kind: type[Sweep] = Sweep) -> None:
     """Run the plan in the first argument."""
     began = time.monotonic()
     plan = Plan(**json.loads(sys.argv[1]))
     with tempfile.TemporaryDirectory(dir=os.environ.get("SWEEP_DIR")) as folder, contextlib.chdir(folder):
-        result = Sweep(plan, Path(folder).resolve() / "work").run()
+        result = kind(plan, Path(folder).resolve() / "work").run()
     print(json.dumps({**result, "seconds": round(time.monotonic() - began, 2)}))
 
 
