@@ -135,6 +135,8 @@ def loaded_after(code: str) -> set[str]:
         ["bench", "--help"],
         ["try", "--help"],
         ["methods", "--help"],
+        ["targets", "--help"],
+        ["targets", "probe", "--help"],
         ["cache", "prune", "--help"],
         ["--version"],
         ["exprot"],

@@ -91,17 +91,22 @@ class Processors:
 
     def _quota_files(self) -> Iterator[Path]:
         """cpu.stat of our control group and of those around it, as far as they can be seen from here."""
-        mount = self.sys / "fs/cgroup"
-        for line in (_text(self.proc / "self/cgroup") or "").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            # version 2 has one tree, at the mount itself or beside the trees of version 1
-            roots = (mount / controllers, mount / "cpu") if controllers else (mount, mount / "unified")
-            root = next((root for root in roots if (root / "cgroup.procs").exists()), None)
-            if root:
-                group = root / path.strip("/")
-                yield from (at / "cpu.stat" for at in (group, *group.parents) if at.is_relative_to(root))
+        return (group / "cpu.stat" for group in control_groups(self.proc, self.sys, "cpu"))
+
+
+def control_groups(proc: Path, sys: Path, controller: str) -> Iterator[Path]:
+    """Our control groups that `controller` ("cpu") may have settings in, and those around them, as far as seen here."""
+    mount = sys / "fs/cgroup"
+    for line in (_text(proc / "self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # version 2 has one tree, at the mount itself or beside the trees of version 1
+        roots = (mount / controllers, mount / controller) if controllers else (mount, mount / "unified")
+        root = next((root for root in roots if (root / "cgroup.procs").exists()), None)
+        if root:
+            group = root / path.strip("/")
+            yield from (at for at in (group, *group.parents) if at.is_relative_to(root))
 
 
 def allowed() -> frozenset[int]:
