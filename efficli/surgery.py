@@ -51,7 +51,8 @@ class Matrix:
 def matrices(ckpt: Checkpoint) -> dict[str, Matrix]:
     """Every matrix of a checkpoint of a known family by its tensor's name, in the order of the network.
 
-    Tensors that the family does not know are passed over. UnsupportedError: no known family. CheckpointError: tensors and config.json contradict each other.
+    Tensors that the family does not know are passed over. UnsupportedError: no known family. CheckpointError: tensors
+    and config.json contradict each other.
     """
     shape = read_shape(ckpt.config)
     found = {}
