@@ -9,6 +9,7 @@ from gguf import GGUFValueType
 from efficli.export.gguf.layout import Metadata, array, f32, string, u32
 from tests.planning.sparse import write_header
 
+Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -23,6 +24,24 @@ def _common(arch: str, layers: int, width: int, ffn: int, heads: int, vocab: int
         "vocab_size": u32(vocab),
     }
     return {"general.architecture": string(arch)} | {f"{arch}.{key}": value for key, value in values.items()}
+
+
+def _mixture(width: int, expert: int, experts: int, shared: int) -> Shapes:
+    """A feed-forward of experts, and of those that every token takes."""
+    inner = shared * expert
+    shapes: Shapes = {"ffn_gate_inp": (experts, width)}
+    shapes |= {f"ffn_{name}_exps": (experts, expert, width) for name in ("gate", "up")}
+    shapes |= {"ffn_down_exps": (experts, width, expert), "ffn_down_shexp": (width, inner)}
+    return shapes | {f"ffn_{name}_shexp": (inner, width) for name in ("gate", "up")}
+
+
+def _block(layer: int, shapes: Shapes, weights: str) -> Tensors:
+    """One layer's tensors; vectors, routers and convolutions are F32."""
+    plain = ("ffn_gate_inp", "shortconv.conv")
+    return {
+        f"blk.{layer}.{name}.weight": ("F32" if len(shape) == 1 or name in plain else weights, shape)
+        for name, shape in shapes.items()
+    }
 
 
 def write_mla(
@@ -66,30 +85,22 @@ def write_mla(
         "output_norm.weight": ("F32", (width,)),
         "output.weight": (weights, (vocab, width)),
     }
+    attention: Shapes = {
+        "attn_norm": (width,),
+        "attn_q_a_norm": (query,),
+        "attn_kv_a_norm": (rank,),
+        "attn_q_a": (query, width),
+        "attn_q_b": (heads * (nope + rope), query),
+        "attn_kv_a_mqa": (rank + rope, width),
+        "attn_k_b": (heads, rank, nope),
+        "attn_v_b": (heads, value, rank),
+        "attn_output": (width, heads * value),
+        "ffn_norm": (width,),
+    }
+    dense: Shapes = {"ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}
     for i in range(layers):
-        shapes: dict[str, tuple[int, ...]] = {
-            "attn_norm": (width,),
-            "attn_q_a_norm": (query,),
-            "attn_kv_a_norm": (rank,),
-            "attn_q_a": (query, width),
-            "attn_q_b": (heads * (nope + rope), query),
-            "attn_kv_a_mqa": (rank + rope, width),
-            "attn_k_b": (heads, rank, nope),
-            "attn_v_b": (heads, value, rank),
-            "attn_output": (width, heads * value),
-            "ffn_norm": (width,),
-        }
-        if i == 0:
-            shapes |= {"ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}
-        else:
-            inner = shared * expert
-            shapes |= {"ffn_gate_inp": (experts, width)}
-            shapes |= {f"ffn_{name}_exps": (experts, expert, width) for name in ("gate", "up")}
-            shapes |= {"ffn_down_exps": (experts, width, expert), "ffn_down_shexp": (width, inner)}
-            shapes |= {f"ffn_{name}_shexp": (inner, width) for name in ("gate", "up")}
-        for name, shape in shapes.items():
-            kind = "F32" if len(shape) == 1 or name == "ffn_gate_inp" else weights
-            tensors[f"blk.{i}.{name}.weight"] = (kind, shape)
+        shapes = attention | (_mixture(width, expert, experts, shared) if i else dense)
+        tensors |= _block(i, shapes, weights)
     write_header(path, metadata, tensors)
     return metadata
 
@@ -115,7 +126,7 @@ def write_hybrid(
         "token_embd_norm.weight": ("F32", (width,)),
     }
     for i, shared in enumerate(kv_heads):
-        shapes: dict[str, tuple[int, ...]] = {"attn_norm": (width,), "ffn_norm": (width,)}
+        shapes: Shapes = {"attn_norm": (width,), "ffn_norm": (width,)}
         shapes |= {"ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}
         if shared:
             shapes |= {"attn_q_norm": (head,), "attn_k_norm": (head,)}
@@ -124,8 +135,6 @@ def write_hybrid(
         else:
             shapes |= {"shortconv.conv": (width, kernel), "shortconv.in_proj": (3 * width, width)}
             shapes |= {"shortconv.out_proj": (width, width)}
-        for name, shape in shapes.items():
-            kind = "F32" if len(shape) == 1 or name == "shortconv.conv" else weights
-            tensors[f"blk.{i}.{name}.weight"] = (kind, shape)
+        tensors |= _block(i, shapes, weights)
     write_header(path, metadata, tensors)
     return metadata

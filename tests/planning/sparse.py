@@ -15,7 +15,7 @@ from typing import Any
 
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.export.gguf.header import StoredTensor, lay_out
-from efficli.export.gguf.layout import Metadata, string
+from efficli.export.gguf.layout import Metadata, OutTensor, string
 from efficli.export.gguf.model import layout
 from efficli.families import ModelShape, read_shape
 from efficli.families.tensors import expected_tensors
@@ -53,13 +53,20 @@ def write_header(path: Path, metadata: Metadata, tensors: Mapping[str, tuple[str
     return path
 
 
-def exported(path: Path, config: Mapping[str, Any], *, kind: str = "F16") -> ModelShape:
-    """The header that `efficli export` writes for this config.json, in `path`, weights of one type; the shape."""
-    ckpt = write_checkpoint(path.with_suffix(".checkpoint"), config)
+def described(folder: Path, config: Mapping[str, Any]) -> tuple[ModelShape, Metadata, list[OutTensor]]:
+    """What `efficli export` would write for this config.json, without the vocabulary."""
+    ckpt = write_checkpoint(folder, config)
     shape = read_shape(ckpt.config)
     metadata, tensors, _ = layout(shape, ckpt)
-    table = {tensor.name: ("F32" if tensor.keep_f32 else kind, tensor.shape) for tensor in tensors}
-    write_header(path, {"general.architecture": string(shape.facts.gguf_arch)} | metadata, table)
+    return shape, {"general.architecture": string(shape.facts.gguf_arch), **metadata}, tensors
+
+
+def exported(path: Path, config: Mapping[str, Any], *, kind: str = "F16") -> ModelShape:
+    """The header that `efficli export` writes for this config.json, in `path`, weights of one type; the shape."""
+    shape, metadata, tensors = described(path.with_suffix(".checkpoint"), config)
+    write_header(
+        path, metadata, {tensor.name: ("F32" if tensor.keep_f32 else kind, tensor.shape) for tensor in tensors}
+    )
     return shape
 
 
