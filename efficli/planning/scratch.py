@@ -3,9 +3,10 @@
 Two sizes of a compute buffer differ by a factor of up to twenty. llama.cpp *reserves* it for logits of every position
 of a micro-batch (512 x vocabulary x 4 bytes: 250 MiB for 128 k tokens), but what a prompt's last logits need is much
 less, and pages that are never written take no memory. What counts for fitting is what is *written*: the buffer of a
-graph with one output. RssAnon of sixteen runs of a C program (the reference, SmolLM2-135M, GPT-2, Qwen2.5-0.5B,
-Qwen3-0.6B, Gemma 3 1B; F16 to Q4_0; prompts that fill contexts of 512 to 2048) was within 1 MiB of what is reckoned
-here with the vocabulary's own size: 16 to 150 MiB.
+graph with one output. RssAnon of sixteen runs of a C program with one thread on x86-64 (the reference, SmolLM2-135M,
+GPT-2, Qwen2.5-0.5B, Qwen3-0.6B, Gemma 3 1B; F16 to Q4_0; prompts that fill contexts of 512 to 2048) was within 1 MiB of
+what is reckoned here, 16 to 150 MiB. All but the reference were without a tokenizer (41 bytes per token counted);
+vocabularies were measured alone.
 
 There are two ways to the compute buffers' size. `reserve` asks llama.cpp itself, which plans its buffers for a file
 that is only a header (0.2 s of CPU time for any number of contexts): exact. `compute_bytes` is a formula, for a table
@@ -36,7 +37,7 @@ FORMULA_ERROR, FORMULA_ERROR_PLAIN = 0.1, 0.15
 
 Measured for one output against llama.cpp's own planning, 15 shapes of 13 architectures that it was made from and 17
 that it was not, at 4 contexts each: median 0.0001 %, largest 4.5 % (experts); quantized cache: 4 %, largest 8.9 %;
-without flash attention: 0.4 %, largest 12.6 %.
+without flash attention: 0.4 %, largest 12.6 %; there MLA at short contexts is reckoned up to 39 % too large.
 """
 _MIB = 1 << 20
 _PROCESS = 1.3 * _MIB
