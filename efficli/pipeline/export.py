@@ -16,9 +16,9 @@ from efficli.artifact import check_output
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
+from efficli.pipeline.execution import RecipeRun, check_names
 from efficli.pipeline.files import prepare_export
 from efficli.pipeline.result import ExportResult, planned
-from efficli.pipeline.run import RecipeRun, check_names
 from efficli.pipeline.steps import Clock
 from efficli.progress import Progress, Silent
 from efficli.recipe import Recipe

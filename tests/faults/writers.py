@@ -66,8 +66,8 @@ def export(out: Path, text: str) -> None:
     """A real export; "old" and "new" differ in the type. What only reads (loading, token ids) is left out here, as it
     changes no file; `export_whole` has it."""
     with (
-        mock.patch("efficli.pipeline.run.verify_file", _not_verified),
-        mock.patch("efficli.pipeline.run.compare_tokens", lambda path, ckpt, progress: []),
+        mock.patch("efficli.pipeline.execution.verify_file", _not_verified),
+        mock.patch("efficli.pipeline.execution.compare_tokens", lambda path, ckpt, progress: []),
     ):
         export_whole(out, text)
 

@@ -75,7 +75,6 @@ class RecipeRun:
             if self.on_judged is not None:
                 self.on_judged(self.result)
             self._judge(())
-            remove_tree(scratch)
             self._describe(drafted.path, ckpt)
             base = ckpt if not self.recipe.passes else self.base
             fingerprint = (
@@ -83,6 +82,7 @@ class RecipeRun:
             )
             told = provenance.lock(self.recipe, self.base, fingerprint)
             write_file(drafted.path / provenance.LOCK, json.dumps(told, indent=2, sort_keys=True) + "\n")
+            remove_tree(scratch)
             with self.clock("publish"):
                 hashed = [FileRecord(w.path.name, w.nbytes, w.sha256) for w in self.written]
                 self.result = replace(self.result, seconds=dict(self.clock.seconds))
