@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from efficli.pipeline import try_artifact as try_artifact
+    from efficli.pipeline.targets import probe_target as probe_target
 
 __version__ = "0.1.0"
 
-_WHERE = {"bench": "efficli.bench", "export": "efficli.export", "inspect": "efficli.pipeline", "run": "efficli.pipeline", "try_artifact": "efficli.pipeline"}
+_WHERE = {
+    "bench": "efficli.bench",
+    "export": "efficli.export",
+    "inspect": "efficli.pipeline",
+    "probe_target": "efficli.pipeline.targets",
+    "run": "efficli.pipeline",
+    "try_artifact": "efficli.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
