@@ -158,7 +158,7 @@ def packed_blocks(root: Path, sidecar: Sidecar, name: str) -> bytes:
 
 def packed_sizes(root: Path, sidecar: Sidecar) -> dict[str, int]:
     """Bytes of the packed blocks of every tensor that has some; only headers are read."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for file in sorted({entry.file for entry in sidecar.packed.values()}):
         path = contained(root, file)
         if not path.exists():
