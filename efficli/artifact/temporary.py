@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
         remove_tree(path)  # after an exchange this name holds what was replaced
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A new folder for this user alone among the system's temporary files; what killed runs left there is removed."""
+    parent = Path(tempfile.gettempdir())
+    with contextlib.suppress(OSError):
+        remove_dead(parent)
+    with temporary_directory(parent) as path:
+        path.chmod(0o700)
+        yield path
 
 
 def remove_dead(parent: Path) -> None:

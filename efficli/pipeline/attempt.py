@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.bench import compare
 from efficli.bench.compare import Side
 from efficli.bench.origin import torch_is_installed
@@ -76,6 +76,6 @@ def open_base(
     if torch_is_installed():
         return open_checkpoint(base, trust_remote_code=trust_remote_code)
     progress.note(f"{base} is run by llama.cpp from an F32 file: PyTorch is not installed")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="efficli-base-")))
+    folder = stack.enter_context(scratch_directory())
     ckpt = open_checkpoint(base, trust_remote_code=trust_remote_code)
     return write_plain(ckpt, "F32", folder, threads=threads, progress=progress)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.catalog import run_method
 from efficli.checkpoint import Checkpoint, open_checkpoint, open_without_weights
 from efficli.checkpoint.shards import Absent
@@ -104,9 +104,9 @@ def _dry_run(recipe: Recipe, output: Path, cache: bool, threads: int | None, pro
 def _planned(recipe: Recipe, output: Path = Path()) -> ExportResult:
     """The files of a recipe as headers decide them; passes are gone through with headers, too."""
     ckpt = with_stand_ins(*_small(recipe))
-    with tempfile.TemporaryDirectory(prefix="efficli-plan-") as folder:
+    with scratch_directory() as folder:
         for number, one in enumerate(recipe.passes):
-            ckpt = _passed(ckpt, one.method, one.config, Path(folder) / str(number), recipe)
+            ckpt = _passed(ckpt, one.method, one.config, folder / str(number), recipe)
         result, _ = outline(recipe, ckpt, output, command="run")
     return replace(result, dry_run=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.catalog import load_method
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.digest import small_file_names
@@ -44,8 +44,8 @@ _TEXT_CHARACTERS = 6000
 
 def rehearse(recipe: Recipe, model: Checkpoint, *, threads: int | None, progress: Progress) -> ExportResult:
     """Run every step of the recipe on a clone of `model` (its weights are not read) in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="efficli-rehearsal-") as folder:
-        root = Path(folder)
+    with scratch_directory() as folder:
+        root = folder
         clone = root / "clone"
         ternary = any(file_type(kind) in TERNARY for export in recipe.exports for kind in export.type)
         make_clone(model, clone, seed=recipe.seed, ternary=ternary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.errors import FitError, MissingExtra, OutputError, UsageError
 from efficli.export.gguf.stand_in import Shape, write_stand_in
 from efficli.ops.byte_size import binary_bytes
@@ -147,9 +147,9 @@ def _small(machine: Machine, nbytes: int) -> Iterator[str]:
 def _decoding(machine: Machine, nbytes: int, watch: Watch, progress: Progress) -> Decoding:
     """Let llama.cpp decode random weights, with several counts of threads; the fastest."""
     shape = Shape.of_bytes(nbytes, KIND)
-    with tempfile.TemporaryDirectory(prefix="efficli-probe-") as folder, _task(progress, "measuring llama.cpp"):
-        _check_room(Path(folder), 2 * shape.nbytes(KIND))
-        large, narrow = Path(folder) / "large.gguf", Path(folder) / "narrow.gguf"
+    with scratch_directory() as folder, _task(progress, "measuring llama.cpp"):
+        _check_room(folder, 2 * shape.nbytes(KIND))
+        large, narrow = folder / "large.gguf", folder / "narrow.gguf"
         tensors = write_stand_in(large, shape, KIND)
         write_stand_in(narrow, shape.narrow, KIND)
         watch.start()

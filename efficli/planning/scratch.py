@@ -16,13 +16,13 @@ theirs to 1 MiB: masks grow with the context, and the rest does not.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, string, u32
 from efficli.ops.child import run_child
@@ -194,8 +194,8 @@ def reserve(
     order; their types do not matter. `outputs` 0: as llama.cpp's tools reserve it. UnsupportedError where llama.cpp
     does not take the model; FitError after a minute.
     """
-    with tempfile.TemporaryDirectory(prefix="efficli-scratch-") as folder:
-        header = Path(folder) / "header.gguf"
+    with scratch_directory() as folder:
+        header = folder / "header.gguf"
         _write_header(header, metadata, shapes, vocab_size)
         asked = Reservation(
             header=str(header),

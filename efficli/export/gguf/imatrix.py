@@ -7,7 +7,6 @@ An importance matrix here is a dictionary: tensor name -> float32 (columns,), of
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.errors import CheckpointError
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import array, string, u32
@@ -143,8 +143,8 @@ def compute_imatrix(
     The text is cut into chunks of `chunk` tokens, each begun with the model's BOS as llama-imatrix does; the rest that
     fills no chunk is left out. CheckpointError if it fills none.
     """
-    with tempfile.TemporaryDirectory(prefix="efficli-imatrix-") as folder:
-        out = Path(folder) / "sums.npz"
+    with scratch_directory() as folder:
+        out = folder / "sums.npz"
         argument = {
             "gguf": str(path.absolute()),
             "text": text if isinstance(text, str) else list(text),

@@ -7,7 +7,6 @@ nothing else (`ops.dry_run`). What is added: refusals where llama.cpp would abor
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -17,6 +16,7 @@ import numpy as np
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
+from efficli.artifact.temporary import scratch_directory
 from efficli.errors import EffiError, UnsupportedError, UsageError, did_you_mean
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, u32
@@ -121,8 +121,8 @@ def choose_each(
     Raises only what concerns all of them: MissingExtra, and FitError where llama.cpp does not answer.
     """
     out: list[TypeChoice | EffiError] = []
-    with tempfile.TemporaryDirectory(prefix="efficli-types-") as folder:
-        header = Path(folder) / "header.gguf"
+    with scratch_directory() as folder:
+        header = folder / "header.gguf"
         _write_header(header, metadata, tensors)
         asked: list[Question | EffiError] = []
         for request in requests:
