@@ -14,7 +14,8 @@ from __future__ import annotations
 from efficli.store.entry import Entry
 from efficli.store.key import differences, step_key
 from efficli.store.place import default_root
+from efficli.store.pruning import Pruned
 from efficli.store.source import package_versions, source_hash
-from efficli.store.store import Pruned, Store
+from efficli.store.store import Store
 
 __all__ = ["Entry", "Pruned", "Store", "default_root", "differences", "package_versions", "source_hash", "step_key"]

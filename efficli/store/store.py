@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,12 @@ from efficli.store import lock
 from efficli.store.copying import copy_file
 from efficli.store.entry import FILES, MANIFEST, Damaged, Entry, hash_file, manifest_bytes, read_entry, walk
 from efficli.store.key import differences, step_key
+from efficli.store.pruning import Pruned, choose
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_HINT = "make room with `efficli cache prune --older-than 30d`, set EFFICLI_CACHE_DIR, or use --no-cache"
+_MAKE_ROOM = "make room with `efficli cache prune --older-than 30d`, set EFFICLI_CACHE_DIR, or use --no-cache"
+_ELSEWHERE = "set EFFICLI_CACHE_DIR to a folder that you can write to, or use --no-cache"
 _SHOWN_DIGITS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """What `prune` removed, or in a dry run would remove."""
-
-    removed: tuple[Entry, ...]
-    damaged: int
-    """Entries that could not be read, and went as well."""
-    kept: tuple[Entry, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the removed entries' files."""
-        return sum(entry.nbytes for entry in self.removed)
 
 
 class Store:
@@ -193,7 +180,7 @@ class Store:
                 with self._told():
                     stack.enter_context(lock.alone(self.root))
             entries, damaged = self.entries(), self.damaged()
-            chosen = _choose(entries, older_than_s, max_bytes, kinds, everything)
+            chosen = choose(entries, older_than_s, max_bytes, kinds, everything)
             if not dry_run:
                 with self._told():
                     remove_dead(self.root)
@@ -247,7 +234,7 @@ class Store:
         try:
             check_space(self.root, needs_bytes)
         except FitError as error:
-            raise FitError(error.message, where="cache", hint=_HINT) from None
+            raise FitError(error.message, where="cache", hint=_MAKE_ROOM) from None
 
     def _finish(
         self,
@@ -312,7 +299,8 @@ class Store:
         try:
             yield
         except OutputError as error:
-            raise OutputError(error.message, where=error.where or str(self.root), hint=error.hint or _HINT) from error
+            hint = error.hint or _hint(error.__cause__)
+            raise OutputError(error.message, where=error.where or str(self.root), hint=hint) from error
         except OSError as error:
             if folder is not None and not is_of_writing(error, folder):
                 raise
@@ -320,7 +308,13 @@ class Store:
                 message = write_error(error, Path(str(error.filename))).message
             else:
                 message = f"cannot write to the cache: {CAUSES.get(error.errno or 0) or error.strerror}"
-            raise OutputError(message, where=str(self.root), hint=_HINT) from error
+            raise OutputError(message, where=str(self.root), hint=_hint(error)) from error
+
+
+def _hint(cause: BaseException | None) -> str:
+    """What to do about a failure to write."""
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _MAKE_ROOM if full else _ELSEWHERE
 
 
 def _readable(place: Path) -> Entry | None:
@@ -363,24 +357,3 @@ def _record(
         stamps[name] = Stamp.of(info)
     progress.finish()
     return records, stamps
-
-
-def _choose(
-    entries: Iterable[Entry],
-    older_than_s: float | None,
-    max_bytes: int | None,
-    kinds: Collection[str] | None,
-    everything: bool,
-) -> tuple[Entry, ...]:
-    """Which of the entries, the least recently used first, `prune` removes."""
-    entries, now = list(entries), time.time()
-    rest = sum(entry.nbytes for entry in entries)
-    chosen = []
-    for entry in entries:
-        if kinds is not None and entry.kind not in kinds:
-            continue
-        old = older_than_s is not None and now - entry.used > older_than_s
-        if everything or old or (max_bytes is not None and rest > max_bytes):
-            chosen.append(entry)
-            rest -= entry.nbytes
-    return tuple(chosen)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from efficli.store import Store, step_key
 from efficli.store import entry as entry_module
 from tests.store.results import FILES, INGREDIENTS, KEY, assert_whole, fill, got, write
 
-HINT = "make room with `efficli cache prune --older-than 30d`, set EFFICLI_CACHE_DIR, or use --no-cache"
+MAKE_ROOM = "make room with `efficli cache prune --older-than 30d`, set EFFICLI_CACHE_DIR, or use --no-cache"
+ELSEWHERE = "set EFFICLI_CACHE_DIR to a folder that you can write to, or use --no-cache"
 
 
 @pytest.fixture
@@ -202,7 +204,7 @@ def test_no_room_is_said_before_anything_is_computed(store):
     ):
         raise AssertionError
     assert told.value.line.startswith(f"cache: needs {(1 << 60) / 1e9:,.0f} GB, ")
-    assert told.value.hint == HINT
+    assert told.value.hint == MAKE_ROOM
     assert names(store) == {"lock"}
 
 
@@ -216,7 +218,7 @@ def test_a_name_that_is_taken(store, taken):
         store.root.write_text("")
     with pytest.raises(OutputError) as told, store.using():
         raise AssertionError
-    assert str(store.root) in told.value.line and told.value.hint == HINT
+    assert str(store.root) in told.value.line and told.value.hint == ELSEWHERE
     assert taken or store.root.read_text() == ""
 
 
@@ -229,7 +231,7 @@ def test_a_disk_that_fills_up_is_one_line(store):
         write(folder)
         raise OSError(28, "No space left on device", str(folder / "model.gguf"))
     assert told.value.line == f"{store.root}: cannot write model.gguf: no space left"
-    assert told.value.hint == HINT
+    assert told.value.hint == MAKE_ROOM
     assert names(store) == {"lock"}
 
 
@@ -241,6 +243,44 @@ def test_an_error_of_reading_the_input_is_not_blamed_on_the_cache(store):
     ):
         raise PermissionError(13, "Permission denied", "/input/model.safetensors")
     assert names(store) == {"lock"}
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from efficli.errors import OutputError
+from efficli.store import Store, step_key
+store = Store(Path(sys.argv[1]))
+if os.geteuid() == 0:  # whom no permission stops
+    os.setgid(65534)
+    os.setuid(65534)
+with store.using():
+    print(store.get(sys.argv[2]) is not None)
+    try:
+        with store.filling(step_key("a", {}), kind="a", ingredients={}):
+            pass
+    except OutputError as error:
+        print(error.line, error.hint, sep="|")
+try:
+    store.prune(everything=True)
+except OutputError as error:
+    print(error.line)
+"""
+
+
+def test_a_cache_that_may_only_be_read():
+    with tempfile.TemporaryDirectory() as name:
+        store = Store(Path(name) / "steps")
+        fill(store)
+        paths = [Path(name), store.root, *store.root.rglob("*")]
+        for path in paths:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        command = [sys.executable, "-c", READ_ONLY, str(store.root), KEY]
+        done = subprocess.run(command, capture_output=True, text=True)
+        for path in paths:
+            path.chmod(0o755)
+    line = f"{store.root}: cannot write to the cache: permission denied"
+    assert (done.stdout.splitlines(), done.stderr) == (["True", f"{line}|{ELSEWHERE}", line], "")
 
 
 # Copies
