@@ -16,20 +16,21 @@ def sweep(writer: str = "keep", **plan: Any) -> dict[str, Any]:
     return preload.sweep(f"tests.store.sweep:{writer}", program="tests.store.sweep", **plan)
 
 
-@pytest.mark.parametrize("previous", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_killed_at_every_call_an_entry_is_whole_or_absent(previous):
-    table = sweep(previous=previous, faults=KILLS)
+WHOLE = [pytest.param(previous, 1, marks=pytest.mark.slow) for previous in (False, True)]
+
+
+@pytest.mark.parametrize(("previous", "every"), [(True, 2), *WHOLE])
+def test_killed_at_every_call_an_entry_is_whole_or_absent(previous, every):
+    table = sweep(previous=previous, faults=KILLS, every=every)
     assert table["corrupt"] == []
     assert table["calls"] >= 25
-    assert sum(table["outcomes"].values()) == 3 * table["calls"]
+    assert sum(table["outcomes"].values()) == 3 * len(range(0, table["calls"], every))
     reached = {"absent", "new"} | ({"old"} if previous else set())
     for mode, _ in KILLS:
         assert {name.split(": ")[1] for name in table["outcomes"] if name.startswith(mode)} == reached
 
 
-@pytest.mark.parametrize(
-    ("previous", "every"), [(True, 3), *(pytest.param(old, 1, marks=pytest.mark.slow) for old in (False, True))]
-)
+@pytest.mark.parametrize(("previous", "every"), [(True, 6), *WHOLE])
 def test_every_call_fails_an_entry_is_whole_or_absent(previous, every):
     table = sweep(previous=previous, faults=FAILURES, every=every)
     assert table["corrupt"] == []

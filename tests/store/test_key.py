@@ -11,7 +11,7 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficli.store import differences, step_key
@@ -52,6 +52,7 @@ def test_order_tuples_and_enums_make_no_difference_but_types_do():
     assert len(keys) == len(others) + 2
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(), DATA, max_size=4))
 def test_a_key_survives_being_written_and_read(ingredients):
     kept = json.loads(json.dumps(plain(ingredients)))
@@ -59,6 +60,7 @@ def test_a_key_survives_being_written_and_read(ingredients):
     assert differences(kept, ingredients) == ()
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(), DATA, max_size=3), st.dictionaries(st.text(), DATA, max_size=3))
 def test_keys_are_equal_only_where_nothing_differs(one, other):
     assert (step_key("x", one) == step_key("x", other)) == (differences(one, other) == ())

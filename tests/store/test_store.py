@@ -87,7 +87,7 @@ import sys
 from pathlib import Path
 from efficli.store import Store
 from tests.store.results import fill
-for number in range(20):
+for number in range(8):
     fill(Store(Path(sys.argv[1])), number=number)
 """
     runs = [
@@ -96,7 +96,7 @@ for number in range(20):
     ]
     assert [run.communicate()[1] for run in runs] == [""] * 3
     entries = store.entries()
-    assert len(entries) == 20
+    assert len(entries) == 8
     for entry in entries:
         assert_whole(got(store.root, entry.key)[0])
     assert names(store) == {"lock", *(entry.key for entry in entries)}
