@@ -90,7 +90,8 @@ def _stored(model: OnnxModel, beside: Mapping[int, int]) -> Iterable[Stored]:
     """Tensors as groups count them: packed weights each, shapes and indices none."""
     packed = {use.tensor: use for use in model.packed}
     for tensor in model.tensors:
-        kind, weights = tensor.type, 0 if tensor.type in _NO_WEIGHTS else tensor.num_elements
+        no_weights = tensor.type in _NO_WEIGHTS or tensor.name in model.scales
+        kind, weights = tensor.type, 0 if no_weights else tensor.num_elements
         use = packed.get(tensor.name)
         bits = use.numbers.get("bits", 4) if use else 0
         if use and tensor.type == "UINT8" and bits in (2, 4, 8):

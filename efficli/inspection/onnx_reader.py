@@ -36,7 +36,7 @@ TYPES: Mapping[int, tuple[str, int]] = MappingProxyType(
         12: ("UINT32", 32), 13: ("UINT64", 64), 14: ("COMPLEX64", 64), 15: ("COMPLEX128", 128), 16: ("BFLOAT16", 16),
         17: ("FLOAT8E4M3FN", 8), 18: ("FLOAT8E4M3FNUZ", 8), 19: ("FLOAT8E5M2", 8), 20: ("FLOAT8E5M2FNUZ", 8),
         21: ("UINT4", 4), 22: ("INT4", 4), 23: ("FLOAT4E2M1", 4), 24: ("FLOAT8E8M0", 8), 25: ("UINT2", 2),
-        26: ("INT2", 2),
+        26: ("INT2", 2), 27: ("FLOAT6E2M3", 6), 28: ("FLOAT6E3M2", 6),
     }
 )  # fmt: skip
 """Number of a data type -> its name, and the bits of an element (0: no fixed size)."""
@@ -107,6 +107,8 @@ class OnnxModel:
     """(domain, operator) -> nodes, those of subgraphs and functions among them."""
     tensors: list[OnnxTensor] = field(default_factory=list)
     packed: list[PackedUse] = field(default_factory=list)
+    scales: set[str] = field(default_factory=set)
+    """Tensors that scale or shift quantized weights: they take bytes and are no weights of their own."""
     num_subgraphs: int = 0
     num_functions: int = 0
     function_domains: set[str] = field(default_factory=set)
@@ -214,14 +216,14 @@ class _Reader:
                     values[name] = told
 
     def node(self, start: int, stop: int, depth: int) -> None:
-        """NodeProto: 1 inputs, 4 operator, 5 attributes, 7 domain."""
+        """NodeProto: 1 inputs (the first four tell), 4 operator, 5 attributes, 7 domain."""
         inputs: list[str] = []
         operator, domain = "", ""
         numbers: dict[str, int] = {}
         for number, kind, a, b in self.wire.fields(start, stop):
             if kind != BYTES:
                 continue
-            if number == 1 and len(inputs) < 2:
+            if number == 1 and len(inputs) < 4:
                 inputs.append(self.wire.text(a, b))
             elif number == 4:
                 operator = self.wire.text(a, b)
@@ -232,7 +234,10 @@ class _Reader:
         self.out.operators[(domain, operator)] += 1
         if len(self.out.operators) > MAX_OPERATORS:
             raise self.wire.error(f"more than {MAX_OPERATORS} different operators", start)
-        if operator in PACKED and len(inputs) == 2:
+        if operator == "DequantizeLinear":
+            self.out.scales.update(inputs[1:3])
+        elif operator in PACKED and len(inputs) > 1:
+            self.out.scales.update(inputs[2:4])
             tensor = inputs[1] if operator == "MatMulNBits" else inputs[0]
             self.out.packed.append(PackedUse(operator=operator, tensor=tensor, numbers=numbers))
 

@@ -29,8 +29,9 @@ class Finding:
     @staticmethod
     def of(error: EffiError, check: str) -> Finding:
         """An error that would have ended another command, as one finding of this one."""
-        code = 6 if error.exit_code == 6 else 1
-        return Finding(check=check, message=error.message, where=error.where, hint=error.hint, code=code)
+        is_refusal = error.exit_code == 6
+        hint = error.hint or ("take it from a source that you trust" if is_refusal else "copy or fetch it again")
+        return Finding(check=check, message=error.message, where=error.where, hint=hint, code=6 if is_refusal else 1)
 
     @property
     def line(self) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from efficli.chat import render
-from efficli.errors import CheckpointError, EffiError, SecurityError
+from efficli.chat import SECONDS, render_here
+from efficli.errors import CheckpointError, EffiError, FitError, SecurityError, UnsupportedError
 from efficli.inspection import llama_view
 from efficli.inspection.report import Finding, ModelReport, printable
+from efficli.ops.child import run_child
+from efficli.progress import Progress
 
 CHECK = "chat template"
 ENDS_CHECK = "begin and end tokens"
@@ -43,6 +45,8 @@ class _Rendered:
 
     conversation: tuple[Mapping[str, Any], ...]
     text: str
+    closed: str
+    """The same up to its last answer, with nothing begun behind it; "" where that is not taken, or has no answer."""
 
 
 def check_chat(report: ModelReport, chat: Chat) -> None:
@@ -82,14 +86,41 @@ def _render(template: str, chat: Chat, *, simplest: bool) -> _Rendered:
     """The most demanding conversation that the template takes; what it says to the simplest if it takes none."""
     if len(template.encode("utf-8", "replace")) > MAX_BYTES:
         raise CheckpointError("chat template is larger than 1 MiB")
+    argument = {
+        "template": template,
+        "conversations": CONVERSATIONS[-1:] if simplest else CONVERSATIONS,
+        "specials": dict(chat.specials),
+    }
+    try:
+        told = run_child(
+            "efficli.inspection.templates:try_here", argument, what="rendering the chat template", timeout_s=60
+        )
+    except (FitError, UnsupportedError):  # killed: by this timeout, or by the kernel's limit on its time
+        raise SecurityError(f"chat template did not render in {SECONDS} s") from None
+    return _Rendered(tuple(told["conversation"]), told["text"], told["closed"])
+
+
+def try_here(argument: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The child's part: render conversations until one is taken; that one once more, up to its last answer."""
     said: EffiError | None = None
-    for conversation in CONVERSATIONS[-1:] if simplest else CONVERSATIONS:
+
+    def text_of(conversation: Any, *, reply: bool) -> str:
+        variables = argument["specials"] | {"add_generation_prompt": reply}
+        request = {"template": argument["template"], "conversations": [conversation], "variables": variables}
+        (text,) = render_here(request, progress)
+        return text
+
+    for conversation in argument["conversations"]:
         try:
-            (text,) = render(template, [conversation], specials=chat.specials, add_generation_prompt=True)
+            text = text_of(conversation, reply=True)
         except CheckpointError as error:
             said = error
-        else:
-            return _Rendered(conversation, text)
+            continue
+        try:
+            closed = text_of(conversation[:-1], reply=False) if len(conversation) > 1 else ""
+        except CheckpointError:
+            closed = ""
+        return {"conversation": conversation, "text": text, "closed": closed}
     assert said is not None
     raise said
 
@@ -132,7 +163,7 @@ def _check_ends(report: ModelReport, chat: Chat, main: _Rendered | None) -> None
                     hint="tokenize rendered conversations without special tokens (add_special_tokens=False)",
                 )
             )
-        if chat.add_eos and eos and _closing(chat, main).rstrip().endswith(eos):
+        if chat.add_eos and eos and main.closed.rstrip().endswith(eos):
             findings.append(
                 Finding(
                     check=ENDS_CHECK,
@@ -142,14 +173,3 @@ def _check_ends(report: ModelReport, chat: Chat, main: _Rendered | None) -> None
             )
         said += f", the template {'writes the begin token' if writes_bos else 'does not write it'}" if bos else ""
     report.judge(ENDS_CHECK, findings, said, "ok" if chat.add_bos is not None else "skipped")
-
-
-def _closing(chat: Chat, main: _Rendered) -> str:
-    """A conversation that ends with an answer; what a template says that takes none is nothing."""
-    if len(main.conversation) < len(CONVERSATIONS[1]):
-        return ""
-    try:
-        (text,) = render(chat.templates["default"], [main.conversation[:-1]], specials=chat.specials)
-    except EffiError:
-        return ""
-    return text
