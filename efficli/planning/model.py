@@ -71,6 +71,8 @@ class PlannedModel:
     metadata: Mapping[str, Any]
     """The files' metadata as plain values, without the arrays of the vocabulary."""
     vocab_size: int
+    num_merges: int
+    """Of a BPE vocabulary; 0 in others."""
     hidden_size: int
     max_positions: int
     """The longest context that llama.cpp computes right, as the file says it."""
@@ -123,6 +125,7 @@ def plan_files(
         basis=subject.basis,
         metadata=_plain(subject.metadata),
         vocab_size=subject.vocab_size,
+        num_merges=num_merges(subject.metadata),
         hidden_size=subject.hidden_size,
         max_positions=subject.max_positions,
         cache=subject.cache,
@@ -176,6 +179,12 @@ def _file(choice: TypeChoice, sizer: Sizer, subject: Subject, needs_imatrix: boo
         needs_imatrix=needs_imatrix,
         ternary=choice.type in TERNARY,
     )
+
+
+def num_merges(metadata: Metadata) -> int:
+    """Merges of the vocabulary in a file's metadata."""
+    field = metadata.get("tokenizer.ggml.merges")
+    return 0 if field is None else len(field.value)
 
 
 def _plain(metadata: Metadata) -> dict[str, Any]:
