@@ -70,7 +70,8 @@ def _apply(
         (folder / CHECKPOINT).mkdir()
         context = Context(seed=recipe.seed, threads=threads, progress=steps.progress, evaluate=None)
         assert isinstance(one.config, MethodConfig)
-        outcome = run_method(one.method, ckpt, folder / CHECKPOINT, one.config, context)
+        told = digests.of(ckpt).fingerprint if steps.store is not None else None
+        outcome = run_method(one.method, ckpt, folder / CHECKPOINT, one.config, context, fingerprint=told)
         write_file(folder / OUTCOME, json.dumps({"report": list(outcome.report)}, ensure_ascii=True, indent=1))
         steps.progress.finish()
 
