@@ -18,7 +18,7 @@ from typing import Any
 from efficli.ops.llama_clock import LlamaClock
 from efficli.ops.llama_model import LlamaModel, StockContext
 from efficli.ops.memory import naming_memory
-from efficli.ops.statistics import estimate, quantile
+from efficli.ops.statistics import estimate
 from efficli.progress import Progress
 
 LEAST, MOST, PATIENCE_S, SPREAD = 7, 25, 5.0, 0.03
@@ -91,20 +91,19 @@ def _filled(nbytes: int) -> Iterator[int]:
 def decode(argument: dict[str, Any], progress: Progress) -> dict[str, list[float]]:
     """Seconds that llama.cpp takes for a token of the file `path`, for each count in `threads`, several times.
 
-    Each repeat writes `tokens` tokens into an empty cache and counts the one at `quantile` of their times: 0.5 for the
-    usual one, 0 for the fastest, which nothing disturbed. The context is as llama.cpp's own tools open it. For a child
+    Each repeat writes `tokens` tokens into an empty cache and counts the fastest: what else runs on the machine only
+    adds, most of all where threads wait for each other. The context is as llama.cpp's own tools open it. For a child
     process.
     """
-    tokens, at = int(argument["tokens"]), float(argument["quantile"])
     found: dict[str, list[float]] = {}
     for threads in argument["threads"]:
         # a context each: the threads of the one before would wait beside
         with LlamaModel(argument["path"], ctx=64, threads=threads, stock=StockContext()) as file:
             clock = LlamaClock(file)
-            found[str(threads)] = list(repeated(partial(_token_seconds, clock, tokens, threads, at)))
+            found[str(threads)] = list(repeated(partial(_token_seconds, clock, int(argument["tokens"]), threads)))
             clock.close()
     return found
 
 
-def _token_seconds(clock: LlamaClock, tokens: int, threads: int, at: float) -> float:
-    return quantile(sorted(clock.generate(tokens, depth=0, threads=threads)), at) / 1e9
+def _token_seconds(clock: LlamaClock, tokens: int, threads: int) -> float:
+    return min(clock.generate(tokens, depth=0, threads=threads)) / 1e9

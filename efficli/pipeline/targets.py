@@ -37,8 +37,6 @@ SHARE = 5
 """At most this part of the usable memory, and the model is there twice: as a file's pages, and repacked."""
 MOST_BYTES = 2 << 30
 TOKENS = 8
-USUAL, FASTEST = 0.5, 0.0
-"""Which of a repeat's tokens counts."""
 MOST_OVERHEAD = 0.2
 """Of the time of a token, what its overhead is taken to be at most."""
 _UNNAMED = "this-machine"
@@ -153,9 +151,9 @@ def _decoding(machine: Machine, nbytes: int, watch: Watch, progress: Progress) -
         tensors = write_stand_in(large, shape, KIND)
         write_stand_in(narrow, shape.narrow, KIND)
         watch.start()
-        seconds = _seconds(large, _counts(machine), USUAL)
+        seconds = _seconds(large, _counts(machine))
         threads = min(seconds, key=lambda count: median(seconds[count]))
-        overhead = _seconds(narrow, [threads], FASTEST)[threads]
+        overhead = _seconds(narrow, [threads])[threads]
         watch.pause()
     active = active_bytes(tensors, {"general.architecture": "llama"}).nbytes
     # threads that wait for each other make the overhead large where others run: what disturbs only adds
@@ -177,8 +175,8 @@ def _counts(machine: Machine) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def _seconds(path: Path, counts: list[int], quantile: float) -> dict[int, list[float]]:
-    request = {"path": str(path), "threads": counts, "tokens": TOKENS, "quantile": quantile}
+def _seconds(path: Path, counts: list[int]) -> dict[int, list[float]]:
+    request = {"path": str(path), "threads": counts, "tokens": TOKENS}
     found = run_child("efficli.ops.probe:decode", request, what="decoding random weights")
     return {int(count): samples for count, samples in found.items()}
 

@@ -27,7 +27,7 @@ class Decoding:
     """With which it was fastest."""
     tried: tuple[int, ...]
     gb_per_s: tuple[float, ...]
-    """Active bytes of a token over its time less the overhead, for each repeat."""
+    """Active bytes of a token over the time of the fastest less the overhead, for each repeat."""
     overhead_ms: tuple[float, ...]
     """The fastest token of a model with as many layers and next to no weights, for each repeat."""
     what: str

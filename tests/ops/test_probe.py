@@ -64,7 +64,7 @@ def test_a_stand_in_has_about_the_bytes_that_were_asked_for(nbytes):
 
 def test_llama_cpp_decodes_it_with_each_number_of_threads(tmp_path):
     write_stand_in(tmp_path / "a.gguf", SMALL, "Q4_K")
-    request = {"path": str(tmp_path / "a.gguf"), "threads": [2, 1], "tokens": 4, "quantile": 0.0}
+    request = {"path": str(tmp_path / "a.gguf"), "threads": [2, 1], "tokens": 4}
     found = run_child("efficli.ops.probe:decode", request, what="decoding")
     assert list(found) == ["2", "1"]
     for samples in found.values():
@@ -74,6 +74,6 @@ def test_llama_cpp_decodes_it_with_each_number_of_threads(tmp_path):
 
 def test_a_file_that_is_none_is_an_error_of_the_child(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"no")
-    request = {"path": str(tmp_path / "a.gguf"), "threads": [1], "tokens": 4, "quantile": 0.5}
+    request = {"path": str(tmp_path / "a.gguf"), "threads": [1], "tokens": 4}
     with pytest.raises(CheckpointError):
         run_child("efficli.ops.probe:decode", request, what="decoding")
