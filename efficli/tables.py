@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
     from efficli.pipeline.steps import StepRun
 
-TARGET_COLUMNS = ("target", "file", "fits", "needs", "usable", "decode")
+_FEW_CHANGES = 3
+"""More than so many, and it is another model."""
+TARGET_COLUMNS = ("target", "file", "fits", "needs", "usable", "tokens/s")
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
@@ -67,6 +69,9 @@ def show_run(terminal: Terminal, result: ExportResult) -> None:
     title = "Steps (predicted)" if result.dry_run else f"Rehearsal of {result.model}" if rehearsed else "Steps"
     rows = [[step.kind, step.what, "from the cache" if step.cached else _seconds(step)] for step in result.steps]
     terminal.table(title, ("step", "of", "time"), rows)
+    for step in result.steps:
+        if 0 < len(step.changed) <= _FEW_CHANGES:
+            terminal.note(f"{step.kind} of {step.what} anew: {', '.join(step.changed)} changed since the last time")
     if rehearsed:
         terminal.note("every step ran on a random clone of two layers; nothing was kept")
         return

@@ -13,6 +13,7 @@ from efficli.catalog import run_method
 from efficli.checkpoint import Checkpoint, open_checkpoint, open_without_weights
 from efficli.checkpoint.shards import Absent
 from efficli.errors import UsageError
+from efficli.export.gguf.job import GgufJob
 from efficli.method import Context, MethodConfig
 from efficli.pipeline.ci_report import write_reports
 from efficli.pipeline.estimate import predicted_steps
@@ -74,7 +75,7 @@ def _run(
     on_judged: Callable[[ExportResult], None],
     progress: Progress,
 ) -> ExportResult:
-    targets = check_fit(recipe, _planned(recipe), progress) if recipe.target else ()
+    targets = check_fit(recipe, _planned(recipe)[1], progress) if recipe.target else ()
     with ExitStack() as stack:
         store = None
         if cache:
@@ -96,19 +97,19 @@ def _run(
 
 def _dry_run(recipe: Recipe, output: Path, cache: bool, threads: int | None, progress: Progress) -> ExportResult:
     """What a run would write, from headers alone."""
-    result = _planned(recipe, output)
-    targets = check_fit(recipe, result, progress) if recipe.target else ()
+    result, jobs = _planned(recipe, output)
+    targets = check_fit(recipe, jobs, progress) if recipe.target else ()
     return replace(result, targets=targets, steps=predicted_steps(recipe, result, threads))
 
 
-def _planned(recipe: Recipe, output: Path = Path()) -> ExportResult:
+def _planned(recipe: Recipe, output: Path = Path()) -> tuple[ExportResult, list[GgufJob]]:
     """The files of a recipe as headers decide them; passes are gone through with headers, too."""
     ckpt = with_stand_ins(*_small(recipe))
     with scratch_directory() as folder:
         for number, one in enumerate(recipe.passes):
             ckpt = _passed(ckpt, one.method, one.config, folder / str(number), recipe)
-        result, _ = outline(recipe, ckpt, output, command="run")
-    return replace(result, dry_run=True)
+        result, jobs = outline(recipe, ckpt, output, command="run")
+    return replace(result, dry_run=True), jobs
 
 
 def _small(recipe: Recipe) -> tuple[Checkpoint, Absent | None]:

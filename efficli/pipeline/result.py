@@ -82,7 +82,7 @@ class ExportResult:
             "files": [file.to_json(self.output) for file in self.files],
             "report": list(self.report),
             "gates": [gate.to_json() for gate in self.gates],
-            "targets": [dict(target) for target in self.targets],
+            "targets": [{key: value for key, value in target.items() if key != "cells"} for target in self.targets],
             "bench": self.bench and self.bench.to_json(),
             "steps": [step.to_json() for step in self.steps],
             "dry_run": self.dry_run,

@@ -123,7 +123,7 @@ def plan_files(
         num_weights=subject.num_weights,
         tied=subject.tied,
         basis=subject.basis,
-        metadata=_plain(subject.metadata),
+        metadata=plain_values(subject.metadata),
         vocab_size=subject.vocab_size,
         num_merges=num_merges(subject.metadata),
         hidden_size=subject.hidden_size,
@@ -187,7 +187,8 @@ def num_merges(metadata: Metadata) -> int:
     return 0 if field is None else len(field.value)
 
 
-def _plain(metadata: Metadata) -> dict[str, Any]:
+def plain_values(metadata: Metadata) -> dict[str, Any]:
+    """A file's metadata without the arrays of the vocabulary."""
     return {
         key: field.value
         for key, field in metadata.items()
