@@ -128,6 +128,8 @@ def _problems(schema: type[BaseModel], error: ValidationError, at: Path, documen
         inner = one.get("ctx", {}).get("error")
         if any(document.written(path)[: len(place)] == place for place in lost):
             continue
+        if one["type"] == "too_short" and len(one["input"]) >= one["ctx"]["min_length"]:
+            continue  # pydantic does not count the items that are wrong, which have problems of their own
         if isinstance(inner, Inner):
             yield from _problems(inner.schema, inner.error, path, document)
         elif one["type"] != "missing" or not any(repr(path[-1]) in hint for hint in meant):  # it is there, misspelt

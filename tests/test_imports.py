@@ -135,6 +135,7 @@ def loaded_after(code: str) -> set[str]:
         ["bench", "--help"],
         ["try", "--help"],
         ["methods", "--help"],
+        ["recipe-schema", "--help"],
         ["targets", "--help"],
         ["targets", "probe", "--help"],
         ["cache", "prune", "--help"],

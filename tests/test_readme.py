@@ -47,6 +47,7 @@ def test_every_command_is_a_command_line(line):
 
 def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for line in COMMANDS:
         words = shlex.split(line)[1:]
         words = [str(model) if word in ("./SmolLM2-135M", "org/name", "reference") else word for word in words]
@@ -62,6 +63,8 @@ def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys)
         ):
             if option in words:
                 del words[words.index(option) : words.index(option) + 2]
+        if words[0] == "run":
+            words += ["--set", f"model={model}", *([] if "--dry-run" in words else ["--dry-run"])]
         files = [str(path) for path in sorted(Path("out").glob("*.gguf"))]
         if words[0] == "try":
             words[1] = files[0]

@@ -49,6 +49,11 @@ def _bytes(value: Any) -> Any:
         raise Refused(error.message, error.hint) from None
 
 
+def _no_truth(value: Any) -> Any:
+    """`true` equals 1 in Python, and is no version."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _or_list(kind: Any, read: Callable[[Any], Any], least: int = 1) -> BeforeValidator:
     """Takes one `kind` or a list of them; a JSON schema says so."""
     return BeforeValidator(read, json_schema_input_type=kind | Annotated[list[kind], Field(min_length=least)])
@@ -189,7 +194,7 @@ class Gates(Part):
 class Recipe(Part):
     """A model, what to do with it, and what must hold."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_no_truth, json_schema_input_type=Literal[1])]
     """Version of this layout."""
     model: str
     """Directory, hub id or reference."""
