@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from efficli.errors import MissingExtra, UnsupportedError
@@ -116,7 +116,9 @@ def choose(argument: list[dict[str, Any]], progress: Progress) -> list[dict[str,
     for question in argument:
         log.clear()
         code = _quantize(library, Question(**question))
-        answers.append(asdict(_refusal(code, "".join(log)) if code else parse("".join(log))))
+        answer = _refusal(code, "".join(log)) if code else parse("".join(log))
+        # not asdict, which copies: thousands of tensors, and dozens of questions
+        answers.append({part.name: getattr(answer, part.name) for part in fields(Answer)})
     return answers
 
 

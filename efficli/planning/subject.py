@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from efficli import __version__
 from efficli.checkpoint import Checkpoint, TensorRef, refuse
@@ -24,7 +24,9 @@ from efficli.export.gguf.model import layout
 from efficli.export.gguf.vocab import Vocab, read_vocab
 from efficli.families import ModelShape, expected_tensors, family_of, own_names, read_shape
 from efficli.planning.cache import CacheLayer, cache_layers
-from efficli.planning.foreign import ForeignModel, read_foreign
+
+if TYPE_CHECKING:
+    from efficli.planning.foreign import ForeignModel
 
 HEAD = "lm_head.weight"
 BYTES_PER_TOKEN = 50
@@ -68,6 +70,8 @@ def read_subject(ckpt: Checkpoint, absent: Absent | None, *, pre_tokenizer: str 
     try:
         family_of(ckpt.config)
     except UnsupportedError:
+        from efficli.planning.foreign import read_foreign  # noqa: PLC0415 (eight modules that most models do not need)
+
         foreign = read_foreign(ckpt.config)
         if foreign is None:
             raise
@@ -162,6 +166,8 @@ def _foreign(ckpt: Checkpoint, model: ForeignModel, names: Collection[str], pre_
     """A family that only the plan knows: the file is the one that llama.cpp's own converter writes."""
     notes: list[str] = []
     if names and model.tied == _has_head(names):
+        from efficli.planning.foreign import read_foreign  # noqa: PLC0415 (as above)
+
         notes.append(_contradiction(model.tied))
         model = read_foreign(_with_tying(ckpt.config, not model.tied)) or model
     vocab, unread = _foreign_vocab(ckpt, model, pre_tokenizer)

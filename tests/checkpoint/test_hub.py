@@ -18,6 +18,7 @@ import pytest
 
 from efficli.checkpoint import hub, open_checkpoint
 from efficli.checkpoint.locate import locate, suggest
+from efficli.checkpoint.shards import INDEX
 from efficli.errors import CheckpointError, EffiError, SecurityError, UsageError
 from tests.lost_nothing import lost_nothing
 from tests.pico import write_llama
@@ -25,6 +26,7 @@ from tests.pico import write_llama
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
 MODEL = "/api/models/org/pico"
+LOOK = "ckpt = open_checkpoint(sys.argv[1]); print(ckpt.name, ckpt.revision)"
 
 
 def fill_cache(
@@ -174,11 +176,12 @@ def test_suggestions(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "did you mean" not in suggest("zzzzzz")
 
 
-def in_fresh_interpreter(word: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_fresh_interpreter(word: str, look: str = LOOK, **environment: str) -> subprocess.CompletedProcess[str]:
     """Open a model where huggingface_hub reads the environment anew; prints name and commit, or the error's line."""
     script = (
-        "import sys; from efficli.checkpoint import open_checkpoint; from efficli.errors import EffiError\n"
-        "try: ckpt = open_checkpoint(sys.argv[1]); print(ckpt.name, ckpt.revision)\n"
+        "import sys; from efficli.checkpoint import open_checkpoint, open_without_weights\n"
+        "from efficli.errors import EffiError\n"
+        f"try: {look}\n"
         "except EffiError as error: print(error.exit_code, error.line)"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "XDG_CACHE_HOME"}
@@ -301,6 +304,24 @@ def test_fetches_what_it_needs_and_nothing_else(endpoint: dict[str, str], shards
     Hub.asked.clear()
     assert in_fresh_interpreter("org/pico", **endpoint).stdout == f"org/pico {COMMIT}\n"
     assert in_fresh_interpreter("org/pico", **endpoint, HF_HUB_OFFLINE="1").stdout == f"org/pico {COMMIT}\n"
+    assert Hub.asked == []
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_without_weights_the_small_files_alone_are_fetched(endpoint: dict[str, str], shards: int) -> None:
+    files = write_llama(Hub.folder, shards=shards)
+    wanted = {path.name for path in files.iterdir() if path.suffix != ".safetensors"}
+    opened = "found, absent = open_without_weights(sys.argv[1]); print(found.revision, len(found.tensors), absent)"
+    found = in_fresh_interpreter("org/pico", look=opened, **endpoint)
+    names = json.loads((files / INDEX).read_text())["weight_map"] if shards > 1 else {}
+    assert found.stdout.startswith(f"{COMMIT} 0 Absent(names=frozenset(")
+    assert all(repr(name) in found.stdout for name in names)
+    assert set(Hub.asked) == wanted
+    in_fresh_interpreter("org/pico", **endpoint)
+    Hub.asked.clear()
+    # weights that were fetched for something else are read to their headers
+    found = in_fresh_interpreter("org/pico", look=opened, **endpoint)
+    assert found.stdout == f"{COMMIT} {len(open_checkpoint(files).tensors)} None\n"
     assert Hub.asked == []
 
 
