@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from efficli.catalog import run_method
+from efficli.catalog import method_modules, run_method
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.checkpoint.digest import Digest, digest_of
 from efficli.method import Context, MethodConfig
@@ -21,6 +22,8 @@ from efficli.store import package_versions, source_hash
 CHECKPOINT, OUTCOME = "checkpoint", "outcome.json"
 """What a pass leaves: the checkpoint's folder, and its rows for the report."""
 
+_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""How many threads numpy sums with, which decides the last bits."""
 _COMPUTES = ("numpy", "torch")
 """Packages whose version can change the weights that a method writes."""
 
@@ -59,10 +62,10 @@ def _apply(
             "config": one.config.model_dump(mode="json"),
             "input": digests.of(ckpt).value,
             "origin": ckpt.model,
-            "source": source_hash("efficli.catalog", f"efficli.{one.method.replace('-', '_')}"),
+            "source": source_hash(*method_modules(one.method)),
             "versions": package_versions(*_COMPUTES),
             "seed": recipe.seed,
-            "threads": threads,
+            "threads": [threads, *(os.environ.get(name) for name in _BLAS)],
         }
 
     def fill(folder: Path) -> None:

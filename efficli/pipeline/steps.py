@@ -49,6 +49,8 @@ class StepRun:
     """In the cache; None for what is not kept there."""
     cached: bool
     seconds: float
+    changed: tuple[str, ...] = ()
+    """What it was made from that differs from the most similar kept result; () if none of its kind is kept."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -95,6 +97,7 @@ class Steps:
             found = self.store.get(key)
             step.update(key=key, cached=found is not None)
             if found is None:
+                step["changed"] = self.store.why_not(kind, made_from)
                 with self.store.filling(
                     key, kind=kind, ingredients=made_from, label=what, needs_bytes=needs_bytes, hashed=hashed
                 ) as folder:
@@ -121,8 +124,8 @@ class Steps:
 
     @contextmanager
     def timed(self, kind: str, what: str) -> Iterator[dict[str, Any]]:
-        """Time a block as a step; its dictionary takes `key` and `cached`."""
-        told: dict[str, Any] = {"key": None, "cached": False}
+        """Time a block as a step; its dictionary takes `key`, `cached` and `changed`."""
+        told: dict[str, Any] = {"key": None, "cached": False, "changed": ()}
         began = time.monotonic()
         with self.clock(kind):
             yield told
