@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from efficli.errors import UsageError
 from efficli.strict_yaml import Document, Path, read
+
+Place = TypeVar("Place", int, str)
 
 
 def apply_settings(document: Document, settings: Sequence[str]) -> Document:
@@ -26,11 +28,15 @@ def apply_settings(document: Document, settings: Sequence[str]) -> Document:
     return document
 
 
-def _with(document: Document, wanted: Path, text: str, name: str) -> Document:
+def _with(document: Document, path: Path, text: str, name: str) -> Document:
     """The document with what `text` says at a path."""
     value = _value(text, name)
-    values, path = _put(document.values or {}, wanted, value.values, name)
+    for length, part in enumerate(path):
+        if isinstance(part, int):
+            document = _as_list(document, path[:length])
+    values = _put(document.values or {}, path, value.values, name)
     new = {path[:length]: name for length in range(1, len(path)) if path[:length] not in document.lines}
+    new = {at: place for at, place in new.items() if at not in document.elsewhere}
     new |= {path: name} | {(*path, *inside): name for inside in value.lines}
     return replace(
         document,
@@ -38,6 +44,32 @@ def _with(document: Document, wanted: Path, text: str, name: str) -> Document:
         lines={at: line for at, line in document.lines.items() if not _inside(at, path)},
         elsewhere={at: place for at, place in document.elsewhere.items() if not _inside(at, path)} | new,
         problems=tuple(problem for problem in document.problems if not _inside(problem.path, path)),
+    )
+
+
+def _as_list(document: Document, path: Path) -> Document:
+    """The document with a list at a path where there is one item that stands for a list of it."""
+    found = document.values
+    for part in path:
+        if isinstance(found, list) and isinstance(part, int) and part < len(found):
+            found = found[part]
+        else:
+            found = found.get(part) if isinstance(found, dict) else None
+    if found is None or found == {} or isinstance(found, list):
+        return document
+
+    def moved(at: Path) -> Path:
+        return (*path, 0, *at[len(path) :]) if _inside(at, path) else at
+
+    def placed(places: Mapping[Path, Place]) -> dict[Path, Place]:
+        return {moved(at): place for at, place in places.items()} | {at: places[at] for at in [path] if at in places}
+
+    return replace(
+        document,
+        values=_put(document.values, path, [found], ""),
+        lines=placed(document.lines),
+        elsewhere=placed(document.elsewhere),
+        problems=tuple(replace(problem, path=moved(problem.path)) for problem in document.problems),
     )
 
 
@@ -62,23 +94,20 @@ def _value(text: str, name: str) -> Document:
     return document
 
 
-def _put(values: Any, path: Path, value: Any, name: str, own: Path = ()) -> tuple[Any, Path]:
-    """`values` with `value` at `path`, and the path as they have it; UsageError where there is no such place."""
+def _put(values: Any, path: Path, value: Any, name: str, own: Path = ()) -> Any:
+    """`values` with `value` at `path`; UsageError where there is no such place."""
     if not path:
-        return value, own
+        return value
     part, rest = path[0], path[1:]
     key = ".".join(map(str, own))
     if isinstance(part, int):
-        if isinstance(values, dict) and values and part == 0:
-            return _put(values, rest, value, name, own)  # one mapping where a list of them is meant
-        items = values if isinstance(values, list) else [values] if values else []
+        items = values if isinstance(values, list) else []
         if part > len(items):
             raise UsageError(f"{key} has {len(items)} of them, expected a position up to {len(items)}", where=name)
-        inside, done = _put(items[part] if part < len(items) else None, rest, value, name, (*own, part))
-        return [*items[:part], inside, *items[part + 1 :]], done
+        inside = _put(items[part] if part < len(items) else None, rest, value, name, (*own, part))
+        return [*items[:part], inside, *items[part + 1 :]]
     if isinstance(values, list):
         hint = f"--set {key}.0.{'.'.join(map(str, path))}=..."
         raise UsageError(f"{key} is a list, expected a position before {part!r}", where=name, hint=hint)
     keys = values if isinstance(values, dict) else {}
-    inside, done = _put(keys.get(part), rest, value, name, (*own, part))
-    return {**keys, part: inside}, done
+    return {**keys, part: _put(keys.get(part), rest, value, name, (*own, part))}
