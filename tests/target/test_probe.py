@@ -65,12 +65,21 @@ def test_a_profile_holds_medians_ends_counts_and_how_they_were_got():
     assert (band.read.value, band.read.n, band.theoretical) == (11, 3, None)
     assert "8 threads" in band.read.source and "256.00 MiB" in band.read.source
     assert (speed.threads, speed.gb_per_s.value, speed.gb_per_s.n, speed.overhead_ms.value) == (4, 10, 3, 1.5)
+    assert (speed.gb_per_s.low, speed.gb_per_s.high) == (9, 12)
     assert "205 MB in Q4_K and 24 layers, 4 threads (also tried: 8)" in speed.gb_per_s.source
     measured = (ram.total_mib, ram.usable_mib, band.memcpy, band.read, speed.gb_per_s, speed.overhead_ms)
     assert {figure.confidence for figure in measured} == {"measured"}
     assert all(figure.source.startswith("measured by efficli targets probe: ") for figure in measured)
     assert target.notes == FOUND.notes
     assert target.link is None and target.storage == () and target.power.load_w is None
+
+
+def test_what_can_be_read_is_the_high_end_where_arithmetic_was_slower():
+    (speed,) = parse_target(profile_text(replace(FOUND, read=(19.0, 20.0, 24.0))), "mine").decode
+    assert (speed.gb_per_s.value, speed.gb_per_s.low, speed.gb_per_s.high) == (10, 9, 20)
+    assert "high: what all cores read" in speed.gb_per_s.source
+    (speed,) = parse_target(profile_text(FOUND), "mine").decode
+    assert "high:" not in speed.gb_per_s.source
 
 
 def test_without_llama_cpp_the_speed_of_decoding_is_an_estimate():
