@@ -134,6 +134,7 @@ def loaded_after(code: str) -> set[str]:
         ["export", "--help"],
         ["bench", "--help"],
         ["try", "--help"],
+        ["inspect", "--help"],
         ["methods", "--help"],
         ["recipe-schema", "--help"],
         ["targets", "--help"],

@@ -24,9 +24,7 @@ Exit codes:
 def inspect(
     path: Annotated[
         str,
-        typer.Argument(
-            metavar="PATH", help="Checkpoint, artifact, .gguf or .onnx file, a folder of them, hub id or reference."
-        ),
+        typer.Argument(metavar="PATH", help="Checkpoint, artifact, .gguf or .onnx file, hub id or reference."),
     ],
     no_scan: Annotated[
         bool, option("--no-scan", panel="Options", about="Read no weights: neither values nor hashes are judged.")
@@ -36,7 +34,7 @@ def inspect(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> Job:
-    """Say what a model is and what is wrong with it: types, values, vocabulary, chat template, metadata, hashes."""
+    """Say what a model is and what is wrong with it: types, values, chat template, hashes and more."""
     terminal = terminal_for(as_json, verbose, quiet, no_color)
 
     def work() -> int:

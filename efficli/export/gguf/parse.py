@@ -82,8 +82,7 @@ def shown(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def _error(path: Path, message: str, *, is_cut: bool = False) -> CheckpointError:
-    hint = "copy or make the whole file again" if is_cut else None
+def _error(path: Path, message: str, hint: str = "copy or make the whole file again") -> CheckpointError:
     return CheckpointError(message, where=shown(path.name), hint=hint)
 
 
@@ -127,15 +126,15 @@ class _Cursor:
         """Version, number of tensors, number of metadata fields."""
         magic = b"" if self.size < 4 else self.take("<4s")[0]
         if magic != b"GGUF":
-            raise _error(self.path, "not a GGUF v2/v3 file")
+            raise _error(self.path, "not a GGUF v2/v3 file", "give a file that `efficli export` or llama.cpp wrote")
         if self.size < 24:
-            raise _error(self.path, "not a GGUF v2/v3 file: it ends within its first 24 bytes", is_cut=True)
+            raise _error(self.path, "not a GGUF v2/v3 file: it ends within its first 24 bytes")
         version, tensors, fields = self.take("<IQQ")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             what = f"version {version}" if swapped not in (2, 3) else "big-endian"
             hint = "convert the model again: llama.cpp reads versions 2 and 3, on this machine little-endian"
-            raise CheckpointError(f"not a GGUF v2/v3 file ({what})", where=shown(self.path.name), hint=hint)
+            raise _error(self.path, f"not a GGUF v2/v3 file ({what})", hint)
         return version, tensors, fields
 
     def place(self, name: str, shape: tuple[int, ...], number: int, offset: int) -> PlacedTensor:
@@ -148,7 +147,7 @@ class _Cursor:
         past = offset + nbytes - self.size
         if past > 0:
             text = f"tensor '{shown(name)}' ends {past} byte{'s' * (past > 1)} past the file"
-            raise _error(self.path, text, is_cut=True)
+            raise _error(self.path, text)
         return PlacedTensor(kind, shape, offset, nbytes)
 
     def info(self) -> tuple[str, tuple[int, ...], int, int]:
@@ -222,7 +221,7 @@ class _Cursor:
         if end <= have:
             return
         if end > self.size:
-            raise _error(self.path, "damaged: it ends within its header", is_cut=True)
+            raise _error(self.path, "damaged: it ends within its header")
         if end > MAX_HEADER_BYTES:
             raise _error(self.path, f"damaged: a header of more than {MAX_HEADER_BYTES >> 20} MiB")
         wanted = min(self.size, MAX_HEADER_BYTES, max(end, 2 * have, _FIRST_READ))
