@@ -140,7 +140,8 @@ def plan_files(
 def _files(subject: Subject, types: Sequence[str]) -> tuple[tuple[PlannedFile, ...], dict[str, str]]:
     """The files of these types, and what llama.cpp or efficli says against the others."""
     only = subject.only_types
-    refused = {name: f"its weights are stored as {only[0]}" for name in types if only and name not in only}
+    stored = f"its weights are stored as {only[0]}, and llama.cpp's converter keeps them so" if only else ""
+    refused = {name: stored for name in types if only and name not in only}
     types = [name for name in types if name not in refused]
     requests = [TypeRequest(type=name) for name in types]
     # which of them need an importance matrix shows only in the answer: each is asked both ways, in one child

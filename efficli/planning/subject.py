@@ -163,7 +163,7 @@ def _with_tying(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _foreign(ckpt: Checkpoint, model: ForeignModel, names: Collection[str], pre_tokenizer: str | None) -> Subject:
-    """A family that only the plan knows: the file is the one that llama.cpp's own converter writes."""
+    """A family that only the plan knows: the file is what llama.cpp's own converter and its quantizer write."""
     notes: list[str] = []
     if names and model.tied == _has_head(names):
         from efficli.planning.foreign import read_foreign  # noqa: PLC0415 (as above)
@@ -184,7 +184,7 @@ def _foreign(ckpt: Checkpoint, model: ForeignModel, names: Collection[str], pre_
         architecture=model.architecture,
         gguf_arch=model.gguf_arch,
         metadata=arch | general | model.metadata | vocab.metadata,
-        tensors=model.tensors,
+        tensors=tuple(replace(t, shape=_as_counted(t.shape)) for t in model.tensors),
         num_weights=model.num_weights,
         unread_nbytes=unread,
         vocab_size=model.vocab_size,
@@ -198,6 +198,12 @@ def _foreign(ckpt: Checkpoint, model: ForeignModel, names: Collection[str], pre_
         why_not=model.why_not,
         notes=(*ckpt.notes, *model_card(ckpt).notes, *notes, *model.notes, *vocab.notes),
     )
+
+
+def _as_counted(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of length 1 before the others: llama.cpp's quantizer does not write them (`ggml_n_dims`)."""
+    first = next((i for i, length in enumerate(shape) if length != 1), len(shape) - 1)
+    return shape[first:]
 
 
 def _foreign_vocab(ckpt: Checkpoint, model: ForeignModel, pre_tokenizer: str | None) -> tuple[Vocab, int]:

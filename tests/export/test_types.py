@@ -5,7 +5,7 @@ import pytest
 
 from efficli.errors import UnsupportedError, UsageError
 from efficli.export.gguf.layout import OutTensor, f32, string, u32
-from efficli.export.gguf.types import TypeRequest, choose_types
+from efficli.export.gguf.types import TypeRequest, _write_header, choose_each, choose_types
 from efficli.ops import dry_run
 from efficli.ops.ggml_types import FILE_TYPES, file_type
 
@@ -210,3 +210,25 @@ def test_size_is_known_before_anything_is_read():
     weights = sum(t.num_elements for t in tensors if not t.keep_f32)
     vectors = sum(t.num_elements for t in tensors if t.keep_f32)
     assert choice.nbytes(tensors) == weights // 32 * 34 + vectors * 4
+
+
+def test_a_header_that_llama_cpp_dies_of_is_refused_and_the_others_answered(tmp_path):
+    metadata, tensors = model()
+    header, deadly = tmp_path / "header.gguf", tmp_path / "deadly.gguf"
+    _write_header(header, metadata, tensors)
+    _write_header(deadly, metadata | {"llama.expert_count": u32(5000)}, tensors)
+    files = (header, deadly, header)
+    first, died, last = dry_run.ask([dry_run.Question(header=str(f), ftype=FILE_TYPES["Q8_0"]) for f in files])
+    assert first == last
+    assert first.types["blk.0.ffn_up.weight"] == "Q8_0"
+    assert not died.types
+    assert "llama.cpp crashed (signal 6) while choosing types" in died.refused
+
+
+def test_several_files_cost_one_child_and_a_refusal_stands_in_its_place():
+    metadata, tensors = model()
+    kinds = ("Q4_K_M", "IQ2_XS", "F16")
+    found = choose_each(metadata, tensors, [TypeRequest(type=kind) for kind in kinds])
+    assert [found[0], found[2]] == [choose("Q4_K_M"), choose("F16")]
+    assert isinstance(found[1], UsageError)
+    assert "IQ2_XS needs an importance matrix" in found[1].message
