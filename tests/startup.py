@@ -16,7 +16,9 @@ import efficli.cli
 RUN = "import sys; from efficli.cli import main; sys.exit(main())"
 
 
-MODULES = ("options", "app", "export", "run", "bench", "attempt", "inspect", "methods", "recipe_schema", "targets", "cache")
+MODULES = (
+    "options", "app", "export", "run", "bench", "attempt", "inspect", "methods", "recipe_schema", "targets", "cache",
+)  # fmt: skip
 
 
 def bare_app() -> str:

@@ -25,7 +25,7 @@ def functions(path: str) -> set[str]:
 
 
 def test_every_row_is_there_once():
-    assert [int(number) for number, *_ in LINES] == [*range(1, 37), *range(38, 43), *range(45, 59), 60]
+    assert sorted(int(number) for number, *_ in LINES) == [*range(1, 43), *range(45, 59), 60]
 
 
 @pytest.mark.parametrize("number", NAMED)
