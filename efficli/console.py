@@ -144,7 +144,9 @@ class Terminal:
         width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
         for words in paragraphs:
             lines = (
-                textwrap.wrap(words, width, subsequent_indent=" " * indent, break_on_hyphens=False) if width > 20 else [words]
+                textwrap.wrap(words, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+                if width > 20
+                else [words]
             )
             self.text("\n".join(lines) + "\n")
 

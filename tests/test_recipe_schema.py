@@ -18,6 +18,7 @@ from efficli.recipe import Recipe, load_with, parse_recipe
 from efficli.recipe.json_schema import recipe_schema
 from efficli.strict_schema import examine
 from efficli.strict_yaml import Document, parse
+from tests.test_imports import loaded_after
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -162,3 +163,11 @@ def test_the_command_prints_it_and_writes_it(tmp_path, capsys):
     assert path.read_text() == "{}"
     assert main(["recipe-schema", "-o", str(path), "--force", "-q"]) == 0
     assert json.loads(path.read_text()) == SCHEMA
+
+
+def test_neither_the_schema_nor_loading_needs_torch():
+    code = (
+        "from pathlib import Path; from efficli.cli import main; from efficli.recipe import load; "
+        "main(['recipe-schema']); load(Path('recipes/reference-demo.yaml'))"
+    )
+    assert not loaded_after(code) & {"torch", "transformers", "llama_cpp", "huggingface_hub"}
