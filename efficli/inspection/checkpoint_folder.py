@@ -30,6 +30,7 @@ def inspect_checkpoint(ckpt: Checkpoint, expected: Expected, *, scan: bool, prog
     report = ModelReport(path=str(ckpt.root), kind="checkpoint", nbytes=ckpt.nbytes)
     report.groups = group(Stored(t.name, t.dtype, prod(t.shape), t.nbytes) for t in ckpt.tensors.values())
     report.details["config"] = dict(ckpt.config)
+    report.details["tensors"] = [[t.name, t.dtype, list(t.shape), t.nbytes] for t in ckpt.tensors.values()]
     _check_hashes(report, ckpt, expected, scan)
     if scan:
         _check_values(report, ckpt, progress)

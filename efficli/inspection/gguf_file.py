@@ -21,6 +21,7 @@ from efficli.progress import Progress
 
 _SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _ENDS = ("token_embd.weight", "output.weight")
+_LONG = 256
 _ORDER = (
     "name", "architecture", "type", "size", "layers", "width", "context", "vocabulary", "experts", "experts used",
     "tokenizer", "pre-tokenizer", "licence", "made by",
@@ -45,7 +46,8 @@ def inspect_gguf(path: Path, *, scan: bool, hashes: Hashes | None = None, progre
     report.groups = group(
         Stored(name, tensor.type, weights_of(tensor.shape), tensor.nbytes) for name, tensor in header.tensors.items()
     )
-    report.details["metadata"] = dict(header.metadata)
+    report.details["metadata"] = {key: _brief(value) for key, value in header.metadata.items()}
+    report.details["tensors"] = [[name, t.type, list(t.shape), t.nbytes] for name, t in header.tensors.items()]
     report.details["gguf_version"] = header.version
     if scan:
         read = _read(path, header, progress)
@@ -103,6 +105,11 @@ def _facts(header: GgufHeader) -> dict[str, Any]:
             value = f"{min(value)} to {max(value)}" if value and all(type(n) is int for n in value) else None
         facts[name] = printable(value) if isinstance(value, str) else value
     return {name: facts[name] for name in _ORDER if facts[name] is not None}
+
+
+def _brief(value: Any) -> Any:
+    """A vocabulary by its length."""
+    return f"{len(value)} items" if isinstance(value, list) and len(value) > _LONG else value
 
 
 def _is_part(header: GgufHeader) -> bool:

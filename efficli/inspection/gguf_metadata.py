@@ -76,7 +76,7 @@ def check_layers(report: ModelReport, header: GgufHeader) -> None:
     found = []
     there = {int(match[1]) for name in header.tensors if (match := _BLOCK.match(name)) and len(match[1]) < 7}
     gaps = sorted(set(range(min(count, 1 << 16))) - there)
-    beyond = sorted(there - set(range(count)))
+    beyond = sorted(layer for layer in there if layer >= count)
     hint = "a tool that drops layers has to number the rest anew and to correct block_count: convert again"
     if there and (gaps or beyond or count > 1 << 16):
         what = f"has no tensors for layer {gaps[0]}" if gaps else f"has tensors for layer {beyond[0]}"

@@ -13,6 +13,7 @@ Status = Literal["ok", "finding", "skipped", "info"]
 """`ok`: looked at and right. `skipped`: could not be looked at, or was not asked for. `info`: nothing to judge."""
 
 _SHOWN = 120
+_LINE = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,8 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """`where: message`."""
-        return f"{self.where}: {self.message}" if self.where else self.message
+        """`where: message`, as a terminal may show it whatever the file is called and holds."""
+        return printable(f"{self.where}: {self.message}" if self.where else self.message, _LINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,13 +167,13 @@ class Inspection:
 
 
 def plain(value: Any) -> Any:
-    """JSON-able: numbers that JSON lacks as text, long arrays as their length, long texts cut."""
+    """JSON-able: numbers that JSON lacks as text, long texts cut."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value] if len(value) <= 256 else f"{len(value)} items"
+        return [plain(item) for item in value]
     if isinstance(value, str) and len(value) > 1 << 16:
         return value[: 1 << 16] + "…"
     return value

@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFValueType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import efficli
+from efficli.errors import EffiError
 from efficli.export.gguf.layout import Metadata, array, f32, string, u32
 from efficli.export.gguf.parse import read_gguf
+from efficli.inspection.report_table import facts_line
 from efficli.inspection.weights import look
 from efficli.ops import ggml
 from efficli.pipeline import inspect
@@ -96,6 +100,7 @@ def shorten(key: str, count: int) -> Callable[[Metadata], object]:
 HEADS = array([2, 2, 2], GGUFValueType.INT32)
 METADATA: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "layers": (set_field(llama__block_count=u32(3)), "block_count is 3, and the file has no tensors for layer 2"),
+    "billions": (set_field(llama__block_count=u32((1 << 32) - 1)), "the file has no tensors for layer 2"),
     "fewer": (set_field(llama__block_count=u32(1)), "block_count is 1, and the file has tensors for layer 1"),
     "per layer": (
         set_field(llama__attention__head_count_kv=HEADS),
@@ -256,3 +261,39 @@ def test_without_llama_cpp_what_needs_it_is_said_to_be_left_out(model, monkeypat
     assert "not installed" in told["types"]
     assert "not installed" in told["llama.cpp"]
     assert told["chat template"].endswith("not compared")
+
+
+def fuzz(path: Path, monkeypatch, examples: int) -> None:
+    """Any metadata gives a report that JSON and a terminal can hold; what runs in other processes is left out."""
+    monkeypatch.setattr("efficli.inspection.gguf_file.check_chat", lambda report, chat: None)
+    whole = path.read_bytes()
+    start = read_gguf(path).data_start
+    vocabulary = whole.index(b"tokenizer.ggml.tokens")
+    tail = whole.index(b"tokenizer.ggml.merges")
+    changes = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6)
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(changes=changes, at_the_end=st.booleans())
+    def run(changes, at_the_end):
+        data = bytearray(whole)
+        for at, byte in changes:
+            data[tail + at % (start - tail) if at_the_end else 24 + at % (vocabulary - 24)] = byte
+        path.write_bytes(data)
+        try:
+            found = inspect(path, scan=False)
+        except EffiError:
+            return
+        json.dumps(found.to_json(), allow_nan=False)
+        assert all(finding.line.isprintable() for finding in found.all_findings)
+        assert facts_line(found.models[0]).isprintable()
+
+    run()
+
+
+def test_changed_metadata(bare, monkeypatch):
+    fuzz(bare, monkeypatch, 200)
+
+
+@pytest.mark.slow
+def test_changed_metadata_at_length(bare, monkeypatch):
+    fuzz(bare, monkeypatch, 10_000)
