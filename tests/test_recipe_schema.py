@@ -45,7 +45,7 @@ bench: {n_prompt: 8, n_gen: [8, 16], depth: 0, threads: [1, 2], repetitions: 5, 
         scenario: [chat, all], starts: false}
 gates: {max_kld: 1, min_top1: 0.5, max_bytes: 1.5 GiB, min_decode: 1}
 """.replace("pure: no", "pure: false")
-ODD: tuple[Any, ...] = (None, True, -1, 0, 3, 2.5, "", "x", "Q8_0", [], [3], ["x"], [[]], {}, {"x": 1}, [{}])
+ODD: tuple[Any, ...] = (None, True, -1, 2.5, "x", "Q8_0", [], [3], {}, [{}])
 
 
 def says_yes(values: Any) -> bool:
@@ -114,11 +114,11 @@ def test_what_the_schema_refuses_loading_refuses_too(tmp_path):
     """Every value of a recipe with all keys, replaced by values of every kind."""
     values = parse(WHOLE, "whole").values
     tried = [changed(values, path, odd) for path in places(values) for odd in ODD]
-    assert len(tried) > 800
+    assert len(tried) > 600
     both = [(says_yes(one), loads(one, tmp_path / "r.yaml"), one) for one in tried]
     assert [one for yes, loaded, one in both if loaded and not yes] == []
     # what only loading refuses is about names of devices and files, or about several keys
-    assert sum(yes and not loaded for yes, loaded, _ in both) < 60 < sum(loaded for _, loaded, _ in both)
+    assert sum(yes and not loaded for yes, loaded, _ in both) < 45 < sum(loaded for _, loaded, _ in both)
 
 
 @pytest.mark.parametrize(
