@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 import efficli
 from efficli import cli
 from efficli.export.gguf.parse import read_gguf
-from tests.inspection.onnx_models import write, write_external
+from tests.inspection.onnx_models import make, write, write_external
 from tests.lost_nothing import lost_nothing
 from tests.pico import write_llama
 from tests.test_imports import loaded_after
@@ -194,16 +195,23 @@ def test_what_cannot_be_read(name, tmp_path, capsys):
     assert hint.startswith("hint: ")
 
 
+def model_without_outputs() -> onnx.ModelProto:
+    model = make()
+    model.graph.ClearField("output")
+    return model
+
+
 def test_a_folder_of_several_models(tmp_path, capsys):
     """One that cannot be read is a finding, and the others are shown."""
-    write(tmp_path / "a.onnx")
+    write(tmp_path / "a.onnx", model_without_outputs())
     write_external(tmp_path / "b.onnx")
     (tmp_path / "c.onnx").write_bytes(b"\x08")
     code, out, _ = run(capsys, tmp_path)
     assert code == 1
     assert [line.split(":")[0] for line in out.splitlines() if "weights," in line] == ["a.onnx", "b.onnx"]
     assert "c.onnx: not an ONNX model, or damaged" in out
-    assert out.splitlines()[-3] == "1 finding:"
+    assert out.splitlines()[-5] == "2 findings:"
+    assert " 1. a.onnx: the graph has no outputs" in out
 
 
 def test_a_terminal_of_80_columns(artifact):

@@ -99,7 +99,7 @@ def _stored(model: OnnxModel, beside: Mapping[int, int]) -> Iterable[Stored]:
             whole = k * n if use.operator == "MatMulNBits" else 0
             most = tensor.num_elements * 8 // bits
             weights = whole if 0 < whole <= most else most
-            kind = f"int{bits} × {use.numbers.get('block_size', 0)}"
+            kind = f"int{bits}/{use.numbers.get('block_size', 0)}"
         yield Stored(tensor.name, kind, weights, beside.get(id(tensor), tensor.nbytes))
 
 

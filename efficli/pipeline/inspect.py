@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from efficli.artifact.manifest import MANIFEST
@@ -104,6 +105,10 @@ def _folder(root: Path, revision: str | None, scan: bool, progress: Progress) ->
             out.findings.append(Finding.of(error, "file"))
         else:
             judged.add(path.name)
+    if len(out.models) > 1:
+        for model in out.models:  # of one model it goes without saying
+            name = Path(model.path).name
+            model.findings = [replace(found, where=found.where or name) for found in model.findings]
     if is_artifact and expected.manifest is not None:
         out.findings += [
             Finding(

@@ -64,7 +64,7 @@ def test_a_good_model_is_clean_and_its_weights_are_counted(tmp_path):
     assert found.exit_code == 0, found.all_findings
     groups = {group.name: group for group in report.groups}
     assert groups["embedding"].types == {"FLOAT16": 6400}
-    assert groups["feed-forward"].types == {"int4 × 32": 64 * 96}
+    assert groups["feed-forward"].types == {"int4/32": 64 * 96}
     assert report.num_weights == 6400 + 64 * 96 + 96 * 32  # scales and conditions are none
     assert sum(group.nbytes for group in report.groups) == sum(
         numpy_helper.to_array(one).nbytes for one in make().graph.initializer
@@ -286,4 +286,4 @@ def test_packed_weights_of_other_widths(tmp_path):
 
     (report,) = inspect(write(tmp_path / "m.onnx", changed(eight))).models
     (group,) = [group for group in report.groups if group.name == "feed-forward"]
-    assert UP and group.types == {"int8 × 32": 96 * 2 * 16}  # what is there, not what K and N claim
+    assert UP and group.types == {"int8/32": 96 * 2 * 16}  # what is there, not what K and N claim
