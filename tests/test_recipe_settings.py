@@ -106,3 +106,9 @@ def test_one_mapping_or_word_becomes_a_list_when_another_is_added(tmp_path):
     assert loaded.where("exports", 0, "pure") == "--set exports.0.pure"
     assert loaded.where("exports", 1, "type") == "--set exports.1.type"
     assert loaded.where("exports", 0, "type") == f"{path}:4"
+
+
+def test_bench_is_switched_off_by_false(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(FILE + "bench: {n_gen: 8}\n")
+    assert load_with(tmp_path / "recipe.yaml").recipe.bench is not None
+    assert load_with(tmp_path / "recipe.yaml", ["bench=false"]).recipe.bench is None

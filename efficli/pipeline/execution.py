@@ -16,6 +16,7 @@ from pathlib import Path
 from efficli.artifact import FileRecord, draft
 from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import Certificate, find_origin
+from efficli.bench.wording import count
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import CheckpointError, EffiError, UsageError
 from efficli.export.card import Row, carry_along, write_card
@@ -134,7 +135,7 @@ class RecipeRun:
 
     def _load(self, ckpt: Checkpoint, steps: Steps) -> None:
         """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""
-        with steps.timed("load", f"{len(self.written)} files"):
+        with steps.timed("load", count(len(self.written), "file")):
             for file in self.written:
                 self.progress.start(f"loading {file.path.name}", 0)
                 self.verified.append(verify_file(file.path, threads=self.threads, progress=self.progress))

@@ -178,7 +178,8 @@ def _gates(recipe: Recipe) -> Iterator[Finding]:
 def _bench(recipe: Recipe, document: Document) -> Iterator[Finding]:
     bench = recipe.bench
     if bench is None:
-        if ("bench",) in document.lines or ("bench",) in document.elsewhere:
+        is_there = ("bench",) in document.lines or ("bench",) in document.elsewhere
+        if is_there and document.values["bench"] is None:
             yield _found(("bench",), "bench is empty, expected keys", "bench: {} measures with the defaults")
         return
     if bench.max_repetitions < bench.repetitions:

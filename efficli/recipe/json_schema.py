@@ -47,7 +47,8 @@ def recipe_schema() -> dict[str, Any]:
         },
     )
     bench = schema["properties"]["bench"]  # absent or a mapping: `bench:` with nothing behind it may mean either
-    schema["properties"]["bench"] = {"$ref": "#/$defs/Bench", "description": bench["description"]}
+    choices = [{"$ref": "#/$defs/Bench"}, {"const": False}]
+    schema["properties"]["bench"] = {"anyOf": choices, "description": bench["description"]}
     return {"$schema": DIALECT, "title": "efficli recipe", **{k: v for k, v in schema.items() if k != "title"}}
 
 

@@ -39,6 +39,11 @@ def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, dict) else _listed(value)
 
 
+def _unless_false(value: Any) -> Any:
+    """Nothing, where false is said."""
+    return None if value is False else value
+
+
 def _bytes(value: Any) -> Any:
     """A number of bytes, or "350MiB"."""
     if not isinstance(value, str):
@@ -218,8 +223,8 @@ class Recipe(Part):
     """What to write; one export or a list."""
     certificate: Certificate = Certificate()
     """What to measure of their quality."""
-    bench: Bench | None = None
-    """What to measure of their speed; `bench: {}` measures with the defaults."""
+    bench: Annotated[Bench | None, BeforeValidator(_unless_false)] = None
+    """What to measure of their speed; `bench: {}` measures with the defaults, false measures nothing."""
     gates: Gates = Gates()
     """What must hold."""
 
