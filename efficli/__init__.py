@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from efficli.pipeline import try_artifact as try_artifact
     from efficli.pipeline.targets import probe_target as probe_target
+    from efficli.planning.plan import plan as plan
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ _WHERE = {
     "bench": "efficli.bench",
     "export": "efficli.export",
     "inspect": "efficli.pipeline",
+    "plan": "efficli.planning.plan",
     "probe_target": "efficli.pipeline.targets",
     "run": "efficli.pipeline",
     "try_artifact": "efficli.pipeline",

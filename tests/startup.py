@@ -17,7 +17,8 @@ RUN = "import sys; from efficli.cli import main; sys.exit(main())"
 
 
 MODULES = (
-    "options", "app", "export", "run", "bench", "attempt", "inspect", "methods", "recipe_schema", "targets", "cache",
+    "options", "app", "export", "run", "bench", "attempt", "inspect", "plan", "methods", "recipe_schema", "targets",
+    "cache",
 )  # fmt: skip
 
 

@@ -135,6 +135,7 @@ def loaded_after(code: str) -> set[str]:
         ["bench", "--help"],
         ["try", "--help"],
         ["inspect", "--help"],
+        ["plan", "--help"],
         ["methods", "--help"],
         ["recipe-schema", "--help"],
         ["targets", "--help"],

@@ -81,11 +81,13 @@ def plan(
     terminal = terminal_for(as_json, verbose, quiet, no_color)
 
     def work() -> int:
-        from efficli.planning import plan_chart, plan_table
+        from efficli.planning import plan_table
         from efficli.planning.plan import plan as find
         from efficli.planning.uplink import parse_pass, parse_rate
 
         if chart is not None:
+            from efficli.planning import plan_chart
+
             plan_chart.check(chart, force, targets=bool(target))
         result = find(
             model,

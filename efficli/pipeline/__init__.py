@@ -9,7 +9,9 @@ from efficli.pipeline.export import export, run_export
 from efficli.pipeline.inspect import inspect
 from efficli.pipeline.recipe_run import run
 from efficli.pipeline.result import ExportedFile, ExportResult
+from efficli.planning.plan import PlanResult, plan
 
 __all__ = [
-    "BenchResult", "ExportResult", "ExportedFile", "Tried", "bench", "export", "inspect", "run", "run_export", "try_artifact",
+    "BenchResult", "ExportResult", "ExportedFile", "PlanResult", "Tried", "bench", "export", "inspect", "plan", "run",
+    "run_export", "try_artifact",
 ]  # fmt: skip

@@ -302,6 +302,6 @@ def _links(
     for target in targets:
         one = make_uplink(target.link, rate=rate, pass_s=pass_s, passes_per_day=passes_per_day)
         about = target.link.about if target.link and (rate, pass_s, passes_per_day) == (None, None, None) else None
-        if one is not None:
+        if one is not None and "gguf" in target.runs:
             found.setdefault((one, about), []).append(target.name)
     return tuple(PlannedLink(uplink=one, targets=tuple(names), about=about) for (one, about), names in found.items())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,8 +89,11 @@ def _picture(result: PlanResult, lines: Sequence[Line]) -> bytes:
     sizes = {one.type: one.file_bytes / _MIB for line in lines for one in line.fits}
     drawn = [line for line in lines if 0 < line.room <= BEYOND * max(sizes.values())]
     _axes(axes, lines, [*sizes.values(), *(line.room for line in drawn)])
+    colours = {line.target: f"C{number % 10}" for number, line in enumerate(lines)}
     for number, line in enumerate(lines):
-        _draw(axes, line, f"C{number % 10}", _MARKS[number % len(_MARKS)], drawn=line in drawn)
+        shift = 0.008 * (number - (len(lines) - 1) / 2)
+        _draw(axes, line, colours[line.target], _MARKS[number % len(_MARKS)], shift)
+    _draw_limits(axes, drawn, colours)
     axes.legend(loc="best", fontsize=7.5, framealpha=0.9)
     title = f"Size and predicted speed: {result.model.name}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, parse_math=False)
@@ -128,31 +132,34 @@ def _scale(
         limits(max(0, low - margin), high + margin)
 
 
-def _draw(axes: Any, line: Line, colour: str, mark: str, *, drawn: bool) -> None:
-    """Marks with their ranges, and the limit: a line, or beyond the picture words alone."""
-    label = f"{line.target}: room for {_size(line.room)}" + ("" if drawn else " (not in the picture)")
-    for number, one in enumerate(line.fits):
+def _draw(axes: Any, line: Line, colour: str, mark: str, shift: float) -> None:
+    """Marks with their ranges, `shift` of the axis beside their place: devices of the same speed stay apart."""
+    low, high = axes.get_xlim()
+    style = {"marker": mark, "markersize": 7, "linestyle": "none", "color": colour}
+    for one in line.fits:
         assert one.decode is not None
         x, y = one.file_bytes / _MIB, one.decode
+        x = x * (high / low) ** shift if axes.get_xscale() == "log" else x + (high - low) * shift
         bars = [[y.value - y.low], [y.high - y.value]]
         axes.errorbar([x], [y.value], yerr=bars, fmt="none", ecolor=colour, alpha=0.45, elinewidth=1, capsize=3)
-        axes.plot(
-            [x],
-            [y.value],
-            marker=mark,
-            markersize=7,
-            linestyle="none",
-            color=colour,
-            fillstyle=_FILL[one.verdict],
-            markerfacecoloralt="white",
-            label=label if not number else None,
-        )
-    if drawn:
+        axes.plot([x], [y.value], fillstyle=_FILL[one.verdict], markerfacecoloralt="white", **style)
+    axes.plot([], [], label=f"{line.target}: room for {_size(line.room)}", **style)
+
+
+def _draw_limits(axes: Any, lines: Sequence[Line], colours: Mapping[str, str]) -> None:
+    """A dashed line where a device's room ends, its name beside it: to the left, unless another line is there."""
+    low, high = axes.get_xlim()
+    before = -math.inf
+    for line in sorted(lines, key=lambda line: line.room):
+        is_log = axes.get_xscale() == "log"
+        at = math.log(line.room / low) / math.log(high / low) if is_log else (line.room - low) / (high - low)
+        side = -1 if at - before > 0.04 else 1
+        before, colour = at, colours[line.target]
         axes.axvline(line.room, color=colour, linestyle="--", linewidth=1.2)
-        place = {"textcoords": "offset points", "xycoords": ("data", "axes fraction")}
         axes.annotate(
-            f"{line.target}: {_size(line.room)}", (line.room, 0.02), (-3, 0), rotation=90, ha="right", va="bottom",
-            fontsize=7.5, color=colour, parse_math=False, **place,
+            f"{line.target}: {_size(line.room)}", (line.room, 0.02), (3 * side, 0), textcoords="offset points",
+            xycoords=("data", "axes fraction"), rotation=90, ha="right" if side < 0 else "left", va="bottom",
+            fontsize=7.5, color=colour, parse_math=False,
         )  # fmt: skip
 
 
@@ -196,6 +203,11 @@ def _small_print(result: PlanResult, lines: Sequence[Line]) -> Iterable[str]:
         "fits; half: tight; hollow: does not fit. Dashed: largest file that fits with cache and scratch, unless its "
         "weights are repacked, which takes them twice.",
     ]
+    if len(lines) > 1:
+        said.append("Marks of several devices stand beside each other at one size.")
+    outside = [line.target for line in lines if line.room > BEYOND * max(one.file_bytes for one in line.fits) / _MIB]
+    if outside:
+        said.append(f"Far beyond the right edge: the room of {', '.join(outside)}.")
     absent = [target.name for target in result.targets if target.name not in {line.target for line in lines}]
     if absent:
         said.append(f"Not drawn, because no speed is known: {', '.join(absent)}.")

@@ -71,7 +71,7 @@ def file_tables(result: PlanResult, width: int) -> Iterator[Table]:
     """The types as rows; beside them what each takes, or what devices do with them, as many as fit the width."""
     base = [[_name(file), size(file.nbytes), f"{file.bits_per_weight:.2f}"] for file in result.files]
     heading = ["type", "size", "bits/w"]
-    pairs = list(product(result.targets, result.contexts))
+    pairs = _pairs(result)
     if not pairs:
         exact = [[cells[0], f"{file.nbytes:,}", *cells[1:]] for cells, file in zip(base, result.files, strict=True)]
         needs = [[size(file.nbytes + _beside(result, ctx)) for ctx in result.contexts] for file in result.files]
@@ -95,7 +95,7 @@ def _matrix(
     columns = []
     for target, ctx in pairs:
         columns.append((_where(result, target, ctx), [_cell(one) for one in result.of(target, ctx)]))
-    if len(result.targets) == 1:
+    if len({target.name for target, _ in pairs}) == 1:
         columns.append(("max ctx", [_largest(one) for one in result.of(*pairs[0])]))
     taken = sum(max(map(len, column)) + GAP for column in zip(heading, *base, strict=True))
     shared = "" if len(result.contexts) > 1 else f" with a context of {result.contexts[0]}"
@@ -115,7 +115,7 @@ def _matrix(
 
 def recommendation_tables(result: PlanResult) -> Iterator[Table]:
     """Where there are several devices or contexts: the largest type that fits each."""
-    pairs = list(product(result.targets, result.contexts))
+    pairs = _pairs(result)
     if len(pairs) < 2:
         return
     rows = []
@@ -131,15 +131,18 @@ def recommendation_tables(result: PlanResult) -> Iterator[Table]:
 
 def recommendations(result: PlanResult) -> Iterator[str]:
     """For each device and context what to take, where no table says it, or what is in the way."""
-    alone = len(result.fits) == len(result.files)
-    for target, ctx in product(result.targets, result.contexts):
+    pairs = _pairs(result)
+    for target in result.targets:
+        if "gguf" not in target.runs:
+            yield f"{target.name}: {result.of(target, result.contexts[0])[0].reasons[0]}"
+    for target, ctx in pairs:
         where, found, best = _where(result, target, ctx), result.of(target, ctx), result.best(target, ctx)
         if best is None:
             yield f"{where}: {_in_the_way(result, found)}"
             continue
         file, one = best
         also = _unrepacked(result, found, file)
-        if alone:
+        if len(pairs) == 1:
             speed = f", {one.decode.text('tokens/s')}" if one.decode else ""
             yield f"{where}: take {file.type}, the largest that fits{speed}; {_of(one)}{f'; {also}' if also else ''}"
         elif also:
@@ -175,7 +178,7 @@ def _of(one: Fit) -> str:
 
 def memory_tables(result: PlanResult) -> Iterator[Table]:
     """What of the memory is what: of the recommended type where devices are named, else of any."""
-    pairs = list(product(result.targets, result.contexts))
+    pairs = _pairs(result)
     if len(pairs) == 1:
         one = _shown(result, *pairs[0])
         sizes = one.page_cache_bytes, one.kv_bytes, one.scratch_bytes.value, one.repacked_bytes, one.resident_bytes
@@ -188,8 +191,8 @@ def memory_tables(result: PlanResult) -> Iterator[Table]:
         rows = []
         for target, ctx in pairs:
             one = _shown(result, target, ctx)
-            sizes = one.page_cache_bytes, one.repacked_bytes, one.resident_bytes
-            rows.append([_where(result, target, ctx), one.type, *map(size, sizes)])
+            parts = one.page_cache_bytes, one.repacked_bytes, one.resident_bytes
+            rows.append([_where(result, target, ctx), one.type, *map(size, parts)])
         yield "Memory of each", ("", "type", "page cache", "repack", "resident"), rows
 
 
@@ -210,8 +213,9 @@ def uplink_tables(result: PlanResult) -> Iterator[Table]:
             rows.append([_name(file), size(file.nbytes), f"{found.passes:,}", _days(found.days), budget])
         to = f" to {', '.join(link.targets)}" if link.targets else ""
         name = (
-            f"Uplink{to}: {_rate(one.bits_per_s)}, {one.passes_per_day:g} passes a day of {one.pass_s / 60:g} min, "
-            f"{one.efficiency:.0%} efficient: {size(one.bytes_per_pass)} a pass"
+            f"Uplink{to}{f', {link.about}' if link.about else ''}\n"
+            f"{_rate(one.bits_per_s)}, {one.passes_per_day:g} passes a day of {one.pass_s / 60:g} min, "
+            f"{100 * one.efficiency:g} % payload: {size(one.bytes_per_pass)} a pass"
         )
         yield name, ("type", "size", "passes", "days", f"in {BUDGET} passes"), rows
 
@@ -261,10 +265,10 @@ def _basis(result: PlanResult) -> Iterator[str]:
         "only with --no-repack; NO: not. The word after it is what it is limited by"
     )
     yield (
-        "page cache: of the file, can be dropped and read again; resident: must be there; repack: weights that llama.cpp "
-        "copies in another order. tokens/s: with half of the context filled"
+        "page cache: of the file, can be dropped and read again; resident: must be there; repack: weights that "
+        "llama.cpp copies in another order. tokens/s: with half of the context filled"
     )
-    for target in result.targets:
+    for target in (one for one in result.targets if "gguf" in one.runs):
         found = [one for one in result.fits if one.target == target.name]
         known = list(dict.fromkeys(str(one.confidence) for one in found if one.confidence))
         runtime = target.decode[0].runtime if target.decode else None
@@ -273,7 +277,7 @@ def _basis(result: PlanResult) -> Iterator[str]:
         if known:
             parts.append(f"speed of {runtime} ({' or '.join(known)})")
         else:
-            parts.append("speed not known" if "gguf" in target.runs else found[0].reasons[0])
+            parts.append("speed not known")
         first = next((one.ttft_ms for one in found if one.ttft_ms), None)
         if first is not None:
             parts.append(f"first token of a prompt of {found[0].prompt_tokens} after {_time(first)}")
@@ -323,6 +327,11 @@ def _digits(value: float) -> str:
 
 def _largest(one: Fit) -> str:
     return str(one.largest_ctx) if one.largest_ctx else "-"
+
+
+def _pairs(result: PlanResult) -> list[tuple[Target, int]]:
+    """Devices that load such files at all, with each context."""
+    return list(product((target for target in result.targets if "gguf" in target.runs), result.contexts))
 
 
 def _where(result: PlanResult, target: Target, ctx: int) -> str:
