@@ -22,6 +22,7 @@ from efficli.errors import EffiError, MissingExtra, OutputError, SecurityError, 
 from efficli.inspection import report_table as inspected
 from efficli.interrupt import discard
 from efficli.ops.byte_size import binary_bytes
+from efficli.pipeline.fits import TARGET_COLUMNS
 
 if TYPE_CHECKING:
     from efficli.bench.figures import ArtifactResult
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _FEW_CHANGES = 3
 """More than so many, and it is another model."""
-TARGET_COLUMNS = ("target", "file", "fits", "needs", "usable", "tokens/s")
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""

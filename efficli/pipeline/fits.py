@@ -17,6 +17,9 @@ from efficli.progress import Progress
 from efficli.recipe import Recipe
 from efficli.target import Range, Target, load_target
 
+TARGET_COLUMNS = ("target", "file", "fits", "needs", "usable", "tokens/s")
+"""Of a table of what each target does with each file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:

@@ -51,19 +51,18 @@ def run(
     """
     path, progress = Path(recipe), progress or Silent()
     place = Path(output) if output is not None else Path(path.stem)
-    with write_reports(summary, junit) as on_judged:
+    with write_reports(summary, junit, output=place, progress=progress) as on_judged:
         loaded = load_with(path, settings)
         if rehearsal and dry_run:
             raise UsageError("--rehearse and --dry-run: one runs the steps, the other none")
         if dry_run:
-            return _dry_run(loaded.recipe, place, cache, threads, progress)
-        if rehearsal:
-            model = loaded.recipe.model, loaded.recipe.revision
-            small, _ = open_without_weights(
-                model[0], revision=model[1], trust_remote_code=loaded.recipe.trust_remote_code
-            )
-            return replace(rehearse(loaded.recipe, small, threads=threads, progress=progress), output=place)
-        return _run(loaded.recipe, place, cache, threads, force, on_judged, progress)
+            done = _dry_run(loaded.recipe, place, cache, threads, progress)
+        elif rehearsal:
+            done = rehearse(loaded.recipe, _planned(loaded.recipe, place)[0], threads=threads, progress=progress)
+        else:
+            done = _run(loaded.recipe, place, cache, threads, force, on_judged, progress)
+        on_judged(done)
+        return done
 
 
 def _run(
