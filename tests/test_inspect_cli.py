@@ -41,6 +41,12 @@ def artifact(exported: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no llama.cpp is installed: fewer processes to start."""
+    monkeypatch.setattr("efficli.inspection.llama_view.is_installed", lambda: False)
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `efficli inspect`, in this process."""
     capsys.readouterr()
@@ -80,7 +86,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_one_flipped_bit_names_its_tensor(artifact, capsys):
+def test_one_flipped_bit_names_its_tensor(artifact, alone, capsys):
     """Row 41: llama.cpp takes the file; the manifest's hashes say which tensor it is."""
     (path,) = artifact.glob("*.gguf")
     tensor = read_gguf(path).tensors[TENSOR]
@@ -105,7 +111,7 @@ def test_one_flipped_bit_names_its_tensor(artifact, capsys):
         ("SHA256SUMS", 10, "verify: SHA256SUMS and efficli.json have different hashes of it"),
     ],
 )
-def test_one_flipped_bit_elsewhere(artifact, capsys, name, at, line):
+def test_one_flipped_bit_elsewhere(artifact, alone, capsys, name, at, line):
     path = next(artifact.glob("*.gguf")) if name == "header" else artifact / name
     if name == "header":
         at = path.read_bytes().index(b"Reference")
@@ -117,14 +123,14 @@ def test_one_flipped_bit_elsewhere(artifact, capsys, name, at, line):
     assert "\nhint: " in err
 
 
-def test_a_file_that_is_missing(artifact, capsys):
+def test_a_file_that_is_missing(artifact, alone, capsys):
     (artifact / "README.md").unlink()
     code, out, _ = run(capsys, artifact, "--no-scan")
     assert code == 1
     assert "README.md is missing" in out
 
 
-def test_a_file_that_the_manifest_does_not_name(artifact, capsys):
+def test_a_file_that_the_manifest_does_not_name(artifact, alone, capsys):
     (artifact / "more.gguf").write_bytes(b"GGUF")
     code, out, _ = run(capsys, artifact, "--no-scan")
     assert code == 1
@@ -214,6 +220,7 @@ def test_a_folder_of_several_models(tmp_path, capsys):
     assert " 1. a.onnx: the graph has no outputs" in out
 
 
+@pytest.mark.slow
 def test_a_terminal_of_80_columns(artifact):
     """Nothing is wider than the terminal, and no word is cut."""
     (path,) = artifact.glob("*.gguf")
@@ -248,6 +255,7 @@ def test_neither_torch_nor_transformers_is_loaded(exported):
     assert not loaded & {"torch", "transformers", "onnx", "onnxruntime", "jinja2", "llama_cpp"}
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_silent(exported):
     command = f"{sys.executable} -m efficli inspect {exported} --no-scan | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

@@ -253,7 +253,7 @@ def fuzz(folder: Path, examples: int) -> None:
 
 
 def test_changed_bytes(tmp_path):
-    fuzz(tmp_path, 200)
+    fuzz(tmp_path, 80)
 
 
 @pytest.mark.slow
