@@ -55,6 +55,11 @@ class Terminal:
         width = 400 if plain else None  # a file has no right margin: nothing is cut or folded
         return Console(file=stream, no_color=not self.color, width=width, highlight=False, soft_wrap=plain)
 
+    @property
+    def width(self) -> int:
+        """Columns that a table on stdout may have: those of the terminal, or 80 where it is none."""
+        return self._console_of(sys.stdout).width if sys.stdout and sys.stdout.isatty() else 80
+
     def start(self, task: str, total: float, unit: str = "") -> None:
         """Begin a task of `total` units; drawn as a bar with the time left, or, without a unit, the time gone by."""
         self.finish()

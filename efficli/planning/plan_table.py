@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
@@ -18,6 +16,8 @@ from efficli.target import Range, Target
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
 
+NAMES = 40
+"""Letters of several names in a title."""
 GAP = 3
 """Columns between two cells."""
 FALLEN, MATRIX, TERNARY = "*", "+", "!"
@@ -29,6 +29,10 @@ _GIB, _MIB, _KIB = 1 << 30, 1 << 20, 1 << 10
 
 class Screen(Protocol):
     """Where a plan is shown; `efficli.console.Terminal` is one."""
+
+    @property
+    def width(self) -> int:
+        """Columns that it has."""
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_data: bool = False
@@ -43,9 +47,8 @@ class Screen(Protocol):
 
 
 def show(screen: Screen, result: PlanResult, *, verbose: bool) -> None:
-    """All of it, on stdout: as wide as the terminal, and 80 columns where that is none."""
-    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 80
-    for table in file_tables(result, width):
+    """All of it, no wider than the screen."""
+    for table in file_tables(result, screen.width):
         screen.table(*table, is_data=True)
         screen.text("\n")
     for table in recommendation_tables(result):
@@ -73,10 +76,13 @@ def file_tables(result: PlanResult, width: int) -> Iterator[Table]:
     heading = ["type", "size", "bits/w"]
     pairs = _pairs(result)
     if not pairs:
-        exact = [[cells[0], f"{file.nbytes:,}", *cells[1:]] for cells, file in zip(base, result.files, strict=True)]
-        needs = [[size(file.nbytes + _beside(result, ctx)) for ctx in result.contexts] for file in result.files]
-        heads = [f"needs @{short(ctx)}" for ctx in result.contexts]
-        yield title(result), ["type", "bytes", *heading[1:], *heads], [a + b for a, b in zip(exact, needs, strict=True)]
+        heading.insert(1, "bytes")
+        base = [[row[0], f"{file.nbytes:,}", *row[1:]] for row, file in zip(base, result.files, strict=True)]
+        needs = [
+            (f"@{short(ctx)}", [size(file.nbytes + _beside(result, ctx)) for file in result.files])
+            for ctx in result.contexts
+        ]
+        yield from _side_by_side(f"{title(result)}\nand what it needs with a context", heading, base, needs, width)
         return
     if len(pairs) == 1:
         found = result.of(*pairs[0])
@@ -85,21 +91,19 @@ def file_tables(result: PlanResult, width: int) -> Iterator[Table]:
         name = f"{title(result)}\non {pairs[0][0].name} with a context of {pairs[0][1]}, predicted"
         yield name, [*heading, *heads], [a + b for a, b in zip(base, cells, strict=True)]
         return
-    yield from _matrix(result, pairs, heading, base, width)
-
-
-def _matrix(
-    result: PlanResult, pairs: list[tuple[Target, int]], heading: list[str], base: list[list[str]], width: int
-) -> Iterator[Table]:
-    """A column for each device and context, in as many tables as it takes."""
-    columns = []
-    for target, ctx in pairs:
-        columns.append((_where(result, target, ctx), [_cell(one) for one in result.of(target, ctx)]))
+    columns = [(_where(result, *pair), [_cell(one) for one in result.of(*pair)]) for pair in pairs]
     if len({target.name for target, _ in pairs}) == 1:
         columns.append(("max ctx", [_largest(one) for one in result.of(*pairs[0])]))
-    taken = sum(max(map(len, column)) + GAP for column in zip(heading, *base, strict=True))
     shared = "" if len(result.contexts) > 1 else f" with a context of {result.contexts[0]}"
     what = f"{title(result)}\nverdict and tokens/s{shared}, predicted"
+    yield from _side_by_side(what, heading, base, columns, width)
+
+
+def _side_by_side(
+    what: str, heading: list[str], base: list[list[str]], columns: list[tuple[str, list[str]]], width: int
+) -> Iterator[Table]:
+    """Columns (heading, cells) beside those of `base`, in as many tables as it takes."""
+    taken = sum(max(map(len, column)) + GAP for column in zip(heading, *base, strict=True))
     while columns:
         count, used = 0, taken - GAP
         for head, cells in columns:
@@ -110,7 +114,7 @@ def _matrix(
         part, columns = columns[:count], columns[count:]
         rows = [row + [cells[i] for _, cells in part] for i, row in enumerate(base)]
         yield what, [*heading, *(head for head, _ in part)], rows
-        what = "further devices, predicted"
+        what = "further"
 
 
 def recommendation_tables(result: PlanResult) -> Iterator[Table]:
@@ -211,7 +215,8 @@ def uplink_tables(result: PlanResult) -> Iterator[Table]:
             found = one.transfer(file.nbytes)
             budget = "yes" if found.in_budget else "no"
             rows.append([_name(file), size(file.nbytes), f"{found.passes:,}", _days(found.days), budget])
-        to = f" to {', '.join(link.targets)}" if link.targets else ""
+        names = ", ".join(link.targets)
+        to = f" to {names if len(names) <= NAMES else f'{len(link.targets)} devices'}" if link.targets else ""
         name = (
             f"Uplink{to}{f', {link.about}' if link.about else ''}\n"
             f"{_rate(one.bits_per_s)}, {one.passes_per_day:g} passes a day of {one.pass_s / 60:g} min, "
