@@ -2,8 +2,9 @@
 
     t_token = sum over types of max(bytes / BW, 2 weights / G) + KV bytes / BW + t0
 
-BW (GB/s, the calibration) and G (operations a second of a type that is computed more slowly than it is read) are the
-profile's. Reading a prompt is bound by arithmetic and is predicted only where the profile has it measured.
+BW (GB/s, the calibration; less with fewer threads than it was calibrated with) and G (operations a second of a type
+that is computed more slowly than it is read) are the profile's. Reading a prompt is bound by arithmetic and is
+predicted only where the profile has it measured.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ FOUR_BITS = 4.5 / 8
 """Bytes per weight that a type below 4 bits is reckoned with where its speed is not known: no gain is promised."""
 BELOW_LOW, BELOW_HIGH = 0.5, 1.5
 """Range of that speed: Q2_K on a Pi 5 reached 0.49 of it (2 threads, 2024), a mixture of 2.7 bits 1.5 (4, 2026)."""
+SATURATED = Range(0.7, 0.6, 1.0)
+"""Share of the calibrated threads from which on memory is what limits; with fewer, speed goes with the threads.
+
+A lone thread wrote 1.4 (1.2 - 1.7) times its share of the tokens/s of all, median of 13 pairs of runs of llama.cpp and
+ik_llama.cpp on a Pi 5, an AGX Orin, an M2 Ultra and an i7-1065G7 (microsoft/T-MAC profiling_data.md, potato-os/core
+mnn_spike_results.md).
+"""
 PROMPT_SHARE = 0.98
 """Share of a prompt's weights whose types must have a measured speed."""
 _GIGA, _MEGA, _MIB = 1e9, 1e6, 1 << 20
@@ -152,8 +160,7 @@ def _token(speed: Decode, target: Target, work: Work, said: list[str]) -> _Token
     used: list[Figure] = [speed.gb_per_s]
     said.append(f"{speed.runtime} on {target.name}: {bandwidth.text('GB/s')}, {_basis(speed.gb_per_s)}")
     if speed.threads and threads < speed.threads:
-        # Where arithmetic is what limits, speed goes with the threads; where memory does, it does not.
-        bandwidth = Range(bandwidth.value, bandwidth.low * threads / speed.threads, bandwidth.high)
+        bandwidth = _of_threads(bandwidth, threads / speed.threads)
     if speed.threads and threads != speed.threads:
         said.append(f"calibrated with {speed.threads} threads, not {threads}")
     overhead = _scaled(speed.overhead_ms.range, 1 / 1000)
@@ -183,6 +190,12 @@ def _token(speed: Decode, target: Target, work: Work, said: list[str]) -> _Token
         said.append(f"{overhead.value / total.value:.0%} of a token is overhead ({speed.overhead_ms.source})")
     confidence: Confidence = "estimate" if unmeasured else _worst(used)
     return _Token(total, max(waits, key=waits.__getitem__), confidence)
+
+
+def _of_threads(bandwidth: Range, share: float) -> Range:
+    """GB/s with a share of the threads; more exactly known only where a floor says what a thread computes."""
+    slow, value, fast = (min(1.0, share / end) for end in (SATURATED.high, SATURATED.value, SATURATED.low))
+    return Range(bandwidth.value * value, bandwidth.low * slow, bandwidth.high * fast)
 
 
 def _slower(one: Range, other: Range) -> Range:
