@@ -74,6 +74,8 @@ class PlannedModel:
     num_merges: int
     """Of a BPE vocabulary; 0 in others."""
     hidden_size: int
+    unread_nbytes: int
+    """Bytes that are reckoned for a vocabulary which could not be read: sizes are exact where this is 0."""
     max_positions: int
     """The longest context that llama.cpp computes right, as the file says it."""
     cache: tuple[CacheLayer, ...]
@@ -127,6 +129,7 @@ def plan_files(
         vocab_size=subject.vocab_size,
         num_merges=num_merges(subject.metadata),
         hidden_size=subject.hidden_size,
+        unread_nbytes=subject.unread_nbytes,
         max_positions=subject.max_positions,
         cache=subject.cache,
         files=files,

@@ -124,6 +124,7 @@ class PlanResult:
             "vocab_size": model.vocab_size,
             "max_context": model.max_positions,
             "sizes_from": model.basis,
+            "sizes_exact": not model.unread_nbytes,
             "exportable": model.exportable,
             "why_not_exportable": model.why_not,
             "cache_type_k": self.cache_types[0],

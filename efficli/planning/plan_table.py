@@ -236,7 +236,8 @@ def notes(result: PlanResult, *, verbose: bool) -> Iterator[str]:
         yield f"planned only, `efficli export` does not write it: {model.why_not}"
     source = "the weights' headers" if model.basis == "headers" else "config.json: the weights are not here"
     cache = "/".join(dict.fromkeys(result.cache_types))
-    yield f"sizes are exact, from {source}; the KV cache is {cache}; context of at most {model.max_positions} tokens"
+    exact = "exact but for the vocabulary" if model.unread_nbytes else "exact"
+    yield f"sizes are {exact}, from {source}; the KV cache is {cache}; context of at most {model.max_positions} tokens"
     if not result.targets:
         yield "needs: file + KV cache + scratch; --target pi5-8gb says whether that fits, and how fast"
     else:

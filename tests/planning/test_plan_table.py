@@ -171,6 +171,36 @@ def test_notes_say_what_sizes_and_speeds_rest_on(tmp_path: Path) -> None:
     assert any("speed of llama.cpp (estimate)" in line for line in told)
 
 
+def test_a_vocabulary_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """Of a family that only the plan knows: its experts count, and its latent cache is not that of its heads."""
+    deepseek = {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1, "kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 102400, "max_position_embeddings": 163840,
+        "rope_theta": 10000, "rms_norm_eps": 1e-6, "hidden_act": "silu", "topk_method": "greedy", "topk_group": 1,
+        "n_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.0, "scoring_func": "softmax",
+        "moe_layer_freq": 1, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(deepseek))
+    shutil.copy(REFERENCE / "tokenizer.json", tmp_path / "with")
+    shutil.copy(REFERENCE / "tokenizer_config.json", tmp_path / "with")
+    exact, reckoned = (
+        plan(str(tmp_path / name), targets=("pi5-16gb",), types=("Q4_0",)) for name in ("with", "without")
+    )
+    assert (exact.to_json()["sizes_exact"], reckoned.to_json()["sizes_exact"]) == (True, False)
+    assert any(line.startswith("sizes are exact but for the vocabulary") for line in shown(reckoned).sentences)
+    assert any(line.startswith("planned only, `efficli export` does not write it") for line in shown(exact).sentences)
+    (one,) = exact.fits
+    assert one.kv_bytes == 27 * (512 + 64) * 2 * 2048, "latent: one vector for all heads, nothing for values"
+    whole = sum(nbytes for _, nbytes, _ in exact.files[0].tensors.values())
+    assert one.decode is not None
+    assert one.decode.value > 3 * 9.5e9 / whole, "6 of 64 experts are read for a token"
+
+
 def test_contexts_are_cut_to_the_models() -> None:
     result = plan("reference", targets=("pi5-8gb",), ctx=(512, 4096, 9000))
     assert result.contexts == (512, 2048)
