@@ -50,7 +50,8 @@ def test_json_has_all_of_it(capsys):
     assert set(told) == {
         "schema_version", "command", "model", "revision", "architecture", "gguf_arch", "num_weights", "tied_embeddings",
         "vocab_size", "max_context", "sizes_from", "sizes_exact", "exportable", "why_not_exportable",
-        "cache_type_k", "cache_type_v", "files", "refused", "memory", "fits", "recommended", "anything_fits", "uplinks", "notes",
+        "cache_type_k", "cache_type_v", "files", "refused", "memory", "fits", "recommended", "anything_fits",
+        "uplinks", "notes",
     }  # fmt: skip
     assert [(fit["target"], fit["ctx"]) for fit in told["fits"]] == [
         ("pi5-8gb", 512), ("pi5-8gb", 2048), ("zynq-ultrascale", 512), ("zynq-ultrascale", 2048),
