@@ -12,12 +12,12 @@ from pathlib import Path
 HIDDEN = ("torch", "torchgen", "functorch", "transformers", "accelerate", "datasets", "optimum", "onnxruntime")
 
 
-def light_site(folder: Path) -> Path:
-    """A folder of links to everything that is installed but HIDDEN."""
+def light_site(folder: Path, *more: str) -> Path:
+    """A folder of links to everything that is installed but HIDDEN, and `more` that is hidden."""
     folder.mkdir()
     for packages in site.getsitepackages():
         for entry in Path(packages).iterdir():
-            hidden = entry.name.partition("-")[0] in HIDDEN
+            hidden = entry.name.partition("-")[0] in (*HIDDEN, *more)
             if not hidden and entry.suffix != ".pth" and not (folder / entry.name).exists():
                 (folder / entry.name).symlink_to(entry)
     return folder

@@ -46,8 +46,8 @@ MOST_WEIGHTS = 72_000_000
 MOST_EXPERTS = 4
 BLOCKS = 256
 """Weights in the largest blocks of ggml's types; all of them divide it."""
-_CHARACTERS = 6000
-"""Of the text that the clone is measured on."""
+_CHARACTERS = 2000
+"""Of the text that the clone is measured on, at least; 4 for each token of a window otherwise."""
 _CHARACTERS_A_TOKEN = 16
 """No text has more, on average: so much of one fills a window if the whole text does."""
 
@@ -88,7 +88,7 @@ def _on_clone(recipe: Recipe, folder: Path) -> Recipe:
     clone = open_checkpoint(folder / "clone", trust_remote_code=recipe.trust_remote_code)
     evaluation, calibration = folder / "evaluation.txt", folder / "calibration.txt"
     (text, *_) = evaluation_texts(recipe.certificate.text)
-    write_file(evaluation, text.content[: max(_CHARACTERS, _CHARACTERS_A_TOKEN * recipe.certificate.ctx_size // 2)])
+    write_file(evaluation, text.content[: max(_CHARACTERS, 4 * recipe.certificate.ctx_size)])
     looked_at = "\n".join(content for _, content in calibration_texts(recipe))
     write_file(calibration, looked_at[: _CHARACTERS_A_TOKEN * recipe.calibration.ctx_size])
     bench = recipe.bench and Bench(
@@ -162,9 +162,11 @@ def make_clone(model: Checkpoint, folder: Path, *, seed: int, values: tuple[int,
 def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a clone: two layers, few experts, and as wide as MOST_WEIGHTS allow."""
     shape = read_shape(config)
-    cut: dict[str, Any] = dict(config_of_first_layers(config, shape.facts, min(LAYERS, shape.num_layers)))
+    cut = _text_part(config_of_first_layers(config, shape.facts, min(LAYERS, shape.num_layers)), shape)
     if shape.num_experts > MOST_EXPERTS:
         cut = _changed(cut, shape, {"num_experts": min(shape.num_experts, max(MOST_EXPERTS, shape.experts_per_token))})
+    if shape.facts.scale_from_query_scalar:  # graphs choose another scale by the number of layers
+        cut = _changed(cut, shape, {"query_pre_attn_scalar": shape.head_dim})
     smallest = cut
     if num_weights(cut) > MOST_WEIGHTS:
         for smallest in _narrower(cut):
@@ -182,13 +184,12 @@ def _narrower(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The configuration with smaller and smaller widths."""
     shape = read_shape(config)
     queries = shape.num_heads * shape.head_dim
-    for width in _alike(shape.hidden_size):
-        if queries == shape.hidden_size:  # some families have no other
-            heads, rest = divmod(width, shape.head_dim)
-            if rest:
-                continue
+    together = queries == shape.hidden_size  # some families have no other
+    for width in _alike(shape.hidden_size, shape.head_dim if together else 1):
+        if together:
+            heads = width // shape.head_dim
         else:
-            near = [n // shape.head_dim for n in _alike(queries) if n % shape.head_dim == 0]
+            near = [n // shape.head_dim for n in _alike(queries, shape.head_dim)]
             ideal = shape.num_heads * width / shape.hidden_size
             heads = min(near, key=lambda n: abs(n - ideal), default=shape.num_heads)
         ideal = shape.intermediate_size * width / shape.hidden_size
@@ -201,25 +202,33 @@ def _narrower(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield _changed(config, shape, values)
 
 
-def _alike(length: int) -> Iterator[int]:
-    """Smaller lengths of rows that fill the same blocks as `length`, the largest first."""
+def _alike(length: int, multiple_of: int = 1) -> list[int]:
+    """Smaller lengths of rows that fill the same blocks as `length`, the largest first.
+
+    Where there is none, those that are the same to blocks of 32 and of 256.
+    """
+    smaller = [n for n in range(length - 1, 0, -1) if n % multiple_of == 0]
     common = math.gcd(length, BLOCKS)
-    return (n for n in range(length - common, 0, -common) if math.gcd(n, BLOCKS) == common)
+    exact = [n for n in smaller if math.gcd(n, BLOCKS) == common]
+    return exact or [n for n in smaller if all((n % block == 0) == (length % block == 0) for block in (32, BLOCKS))]
+
+
+def _text_part(config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """The configuration of the language model alone, where it is a part of one that also sees."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return dict(config)
+    rest = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    own = {"architectures": [shape.facts.architectures[0]], "model_type": shape.facts.model_types[0]}
+    return {**rest, **text, **own}
 
 
 def _changed(config: Mapping[str, Any], shape: ModelShape, values: Mapping[str, int]) -> dict[str, Any]:
-    """The configuration with other values, at its top and in its text part, under the names that it has for them."""
+    """The configuration with other values, under the names that it has for them."""
     found = dict(config)
-    text = config.get("text_config")
-    parts = [found]
-    if isinstance(text, Mapping):
-        found["text_config"] = dict(text)
-        parts.append(found["text_config"])
     for key, value in values.items():
         names = shape.facts.keys.get(key, (key,))
-        present = [(part, name) for part in parts for name in names if name in part]
-        for part, name in present or [(parts[-1], names[0])]:
-            part[name] = value
+        found |= dict.fromkeys([name for name in names if name in config] or names[:1], value)
     return found
 
 

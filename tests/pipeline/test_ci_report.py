@@ -26,16 +26,16 @@ from efficli.progress import Silent
 from efficli.recipe import Gates
 
 SCHEMA = {
-    "testsuites": (set(), {"name", "time", "tests", "failures", "disabled", "errors"}, {"testsuite"}),
+    "testsuites": (set(), {"name", "time", "tests", "failures", "errors"}, {"testsuite"}),
     "testsuite": (
-        {"name"},
-        {"tests", "failures", "errors", "group", "time", "skipped", "timestamp", "hostname", "id", "package", "file"},
-        {"properties", "testcase", "system-out", "system-err"},
+        {"name", "tests", "failures", "errors"},
+        {"group", "time", "skipped", "timestamp", "hostname", "id", "package", "file", "log", "url"},
+        {"testsuite", "properties", "testcase", "system-out", "system-err"},
     ),
     "testcase": (
         {"name"},
-        {"classname", "assertions", "time", "status", "class", "file", "line", "group"},
-        {"skipped", "error", "failure", "system-out", "system-err", "properties"},
+        {"time", "classname", "group"},
+        {"skipped", "error", "failure", "rerunFailure", "rerunError", "system-out", "system-err"},
     ),
     "failure": (set(), {"message", "type"}, set()),
     "error": (set(), {"message", "type"}, set()),
