@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from efficli.checkpoint.files import changed, open_regular, read_exactly, single_name
+from efficli.checkpoint.files import single_name, slabs
 from efficli.checkpoint.hub import ELSEWHERE
 from efficli.checkpoint.reader import Checkpoint
 from efficli.checkpoint.safetensors_file import write_file
@@ -22,7 +22,6 @@ MAX_SMALL_BYTES = 1 << 28
 _WEIGHTS = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".tflite", ".ot", ".npz")
 _MODULE = re.compile(r"\d+_\w+")
 """Folders of sentence-transformers' modules (1_Pooling, 2_Dense): their weights belong to the model."""
-_CHUNK_BYTES = 1 << 22
 
 
 def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
@@ -33,7 +32,7 @@ def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
     own = {SINGLE, INDEX, FILE, "config.json"}
     own |= {entry.file for entry in ckpt.sidecar.packed.values()} if ckpt.sidecar else set()
     left_out = []
-    for name in sorted(set(_names(ckpt.root)) - own):
+    for name in sorted(set(small_names(ckpt.root)) - own):
         path = ckpt.file(name)
         if path is None:
             continue
@@ -48,8 +47,11 @@ def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
     return left_out
 
 
-def _names(root: Path) -> Iterator[str]:
-    """Names of the small files of a checkpoint and of its folders; hidden ones and other forms of the model apart."""
+def small_names(root: Path) -> Iterator[str]:
+    """Names of the small files of a checkpoint and of its folders; hidden ones and other forms of the model apart.
+
+    `folder/name` of those one folder down. Weights of sentence-transformers' modules are among them.
+    """
     for path in root.iterdir():
         if path.name.startswith(".") or not single_name(path.name):
             continue
@@ -64,13 +66,9 @@ def _names(root: Path) -> Iterator[str]:
 
 def _copy(path: Path, name: str, target: Path) -> None:
     """Copy a regular file; an error if it is cut short meanwhile."""
-    with open_regular(path, name) as (descriptor, stamp), writing(target), target.open("xb") as out:
-        buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(stamp.size, 1))))
-        for start in range(0, stamp.size, _CHUNK_BYTES):
-            part = buffer[: min(_CHUNK_BYTES, stamp.size - start)]
-            if read_exactly(descriptor, part, start) < len(part):
-                raise changed(name)
-            out.write(part)
+    with writing(target), target.open("xb") as out:
+        for piece in slabs(path, name):
+            out.write(piece)
 
 
 def carry_packed(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficli.checkpoint.files import read_bytes, single_name
+from efficli.checkpoint.carry import MAX_SMALL_BYTES, small_names
+from efficli.checkpoint.files import slabs
 from efficli.checkpoint.reader import Checkpoint
 from efficli.errors import CheckpointError, SecurityError
 from efficli.progress import Progress
 
-SMALL_BYTES = 1 << 28
-"""Larger files beside the weights are not a tokenizer or a card; they are told by their size alone."""
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5", ".data")
+SMALL_BYTES = MAX_SMALL_BYTES
+"""Larger files beside the weights are not a tokenizer or a card: no pass takes them over, their size alone counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Digest:
     fingerprint: str
     """`sha256:...` of configuration and tensors, as `Checkpoint.fingerprint`."""
     files: Mapping[str, str]
-    """SHA-256 of each small file, by its name in the folder."""
+    """SHA-256 of each file that goes along with the weights, by its name in the folder."""
 
     @property
     def value(self) -> str:
@@ -40,20 +39,22 @@ def digest_of(ckpt: Checkpoint, progress: Progress | None = None) -> Digest:
 
 
 def small_files(ckpt: Checkpoint) -> dict[str, str]:
-    """SHA-256 of every file of the checkpoint that is not weights: tokenizer, templates, card, pooling."""
+    """SHA-256 of every file that goes along with the weights: tokenizer, templates, card, pooling and its weights."""
     found = {}
     for name in small_file_names(ckpt):
         path = ckpt.root / name
         nbytes = path.stat().st_size
-        told = f"{nbytes} bytes".encode() if nbytes > SMALL_BYTES else read_bytes(path, name, SMALL_BYTES)
-        found[name] = hashlib.sha256(told).hexdigest()
+        if nbytes > SMALL_BYTES and not name.endswith(".safetensors"):
+            found[name] = hashlib.sha256(f"{nbytes} bytes".encode()).hexdigest()
+        else:
+            found[name] = _sha256(path, name)
     return found
 
 
 def small_file_names(ckpt: Checkpoint) -> list[str]:
-    """Names of the files beside the weights that may be read, sorted; `folder/name` of those one folder down."""
+    """Names of the files beside the weights that may be read, sorted: all that a pass takes over, and configuration."""
     found = []
-    for name in sorted(_names(ckpt.root)):
+    for name in sorted(small_names(ckpt.root)):
         try:
             if ckpt.file(name) is not None:
                 found.append(name)
@@ -62,14 +63,8 @@ def small_file_names(ckpt: Checkpoint) -> list[str]:
     return found
 
 
-def _names(root: Path) -> Iterator[str]:
-    """Names of files in the folder and in its folders, hidden ones and weights apart."""
-    for path in root.iterdir():
-        if path.name.startswith(".") or not single_name(path.name):
-            continue
-        if path.is_file() and path.suffix not in _WEIGHTS:
-            yield path.name
-        elif path.is_dir() and not path.is_symlink():
-            for inner in path.iterdir():
-                if inner.is_file() and single_name(inner.name) and inner.suffix not in _WEIGHTS:
-                    yield f"{path.name}/{inner.name}"
+def _sha256(path: Path, name: str) -> str:
+    digest = hashlib.sha256()
+    for piece in slabs(path, name):
+        digest.update(piece)
+    return digest.hexdigest()

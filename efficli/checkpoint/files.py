@@ -73,6 +73,17 @@ def read_bytes(path: Path, where: str, max_bytes: int) -> bytes:
     return bytes(data)
 
 
+def slabs(path: Path, where: str, nbytes: int = 1 << 22) -> Iterator[memoryview]:
+    """The bytes of a regular file in pieces of `nbytes`, each gone with the next. CheckpointError if it is cut."""
+    with open_regular(path, where) as (descriptor, stamp):
+        buffer = memoryview(bytearray(min(nbytes, max(stamp.size, 1))))
+        for start in range(0, stamp.size, nbytes):
+            part = buffer[: min(nbytes, stamp.size - start)]
+            if read_exactly(descriptor, part, start) < len(part):
+                raise changed(where)
+            yield part
+
+
 def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from byte `offset` of a file; returns the number of bytes read, less than asked for at its end."""
     done = 0
