@@ -115,12 +115,12 @@ def run_method(
     config: MethodConfig,
     context: Context,
     *,
-    fingerprint: str | None = None,
+    origin: Origin | None = None,
 ) -> Outcome:
     """Run a method from `ckpt` into the empty `folder`, which is then a checkpoint with its sidecar.
 
-    The origin stays that of `ckpt`, or is `ckpt` itself where it has none: then its `fingerprint` is made from its
-    weights, unless it is given. With `context.headers_only` no weight is read, and an origin that would have to be
+    The origin stays that of `ckpt`. Where it has none it is `origin`, by default `ckpt` itself, whose fingerprint is
+    then made from its weights. With `context.headers_only` no weight is read, and an origin that would have to be
     made is left out. Errors are the method's own, and OutputError.
     """
     method = load_method(name)
@@ -134,8 +134,8 @@ def run_method(
     step = Step(method=method.name, config=config.model_dump(mode="json"))
     parent = ckpt.sidecar or Sidecar()
     sidecar = parent.model_copy(update={"steps": [*parent.steps, step]})
-    if parent.origin is not None or fingerprint is not None or not context.headers_only:
-        sidecar = compress(parent, step, parent.origin or _origin(ckpt, fingerprint, context))
+    if parent.origin is not None or origin is not None or not context.headers_only:
+        sidecar = compress(parent, step, parent.origin or origin or _origin(ckpt, context))
     sidecar = sidecar.model_copy(update={"packed": dict(outcome.packed)})
     with writing(folder):
         path = write_sidecar(folder, sidecar)
@@ -144,9 +144,8 @@ def run_method(
     return outcome
 
 
-def _origin(ckpt: Checkpoint, fingerprint: str | None, context: Context) -> Origin:
-    fingerprint = fingerprint or ckpt.fingerprint(context.progress)
-    return Origin(fingerprint=fingerprint, model=ckpt.model, revision=ckpt.revision)
+def _origin(ckpt: Checkpoint, context: Context) -> Origin:
+    return Origin(fingerprint=ckpt.fingerprint(context.progress), model=ckpt.model, revision=ckpt.revision)
 
 
 def module_of(name: str) -> str:

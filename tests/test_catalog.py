@@ -113,8 +113,9 @@ def test_an_origin_that_is_known_is_not_made_again(tmp_path):
     ckpt = open_checkpoint(folder)
     given = "sha256:" + "a" * 64
     (tmp_path / "b").mkdir()
-    catalog.run_method("lowrank.svd", ckpt, tmp_path / "b", Svd(rank=8), Context(), fingerprint=given)
-    assert read_sidecar(tmp_path / "b").origin.fingerprint == given
+    origin = Origin(fingerprint=given)
+    catalog.run_method("lowrank.svd", ckpt, tmp_path / "b", Svd(rank=8), Context(), origin=origin)
+    assert read_sidecar(tmp_path / "b").origin == origin
     write_sidecar(folder, Sidecar(origin=Origin(fingerprint=given, model="org/first")))
     (tmp_path / "c").mkdir()
     catalog.run_method("lowrank.svd", open_checkpoint(folder), tmp_path / "c", Svd(rank=8), Context())

@@ -8,8 +8,9 @@ Until the commit nothing is at the output's name but what was there before.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from efficli.pipeline.bench import bench
 from efficli.pipeline.files import FileWriter, prepare_export, same_names
 from efficli.pipeline.gates import Judgement, judge_quality, judge_sizes, judge_speed
 from efficli.pipeline.passes import Digests, apply_passes
+from efficli.pipeline.preflight import input_paths
 from efficli.pipeline.quality import Certifier
 from efficli.pipeline.result import ExportResult, planned
 from efficli.pipeline.steps import Clock, Steps
@@ -49,7 +51,7 @@ class RecipeRun:
     result: ExportResult
     """As the headers decide it."""
     jobs: list[GgufJob]
-    """One an export; of the base as long as passes have not run."""
+    """One an export; as long as passes have not run, as headers decide what they will make."""
     store: Store | None
     threads: int | None
     progress: Progress
@@ -62,15 +64,16 @@ class RecipeRun:
     def write(self, force: bool) -> ExportResult:
         """Do all of it; the result as published. Errors are those of `efficli.errors`, the output is then as it was."""
         self._judge(judge_sizes(self.recipe.gates, self.result.files))
-        inputs = [self.base.root, *self._other_inputs()]
+        inputs = input_paths(self.recipe, self.base.root)
         with draft(self.result.output, inputs=inputs, needs_bytes=self._needs_bytes(), force=force) as drafted:
             scratch = Path(tempfile.mkdtemp(prefix="work-", dir=drafted.path))  # on an error the draft removes it
             steps = Steps(store=self.store, scratch=scratch, progress=self.progress, clock=self.clock)
             digests = Digests(self.progress)
+            origin = self._origin(digests)
             ckpt = self._passed(steps, digests)
             self._write_files(ckpt, steps, digests, drafted.path)
             self._load(ckpt, steps)
-            self._certify(ckpt, steps, digests)
+            self._certify(ckpt, origin, steps, digests)
             self._measure(steps, drafted.path)
             self.result = replace(self.result, steps=tuple(steps.done))
             if self.on_judged is not None:
@@ -97,11 +100,8 @@ class RecipeRun:
         exact = self.recipe.certificate.enabled and not torch_is_installed()
         plain = exact or any(export.imatrix == "auto" for export in self.recipe.exports)
         passes = self.base.nbytes * len(self.recipe.passes) if self.store is None else 0
-        return files + 4 * self.jobs[0].num_weights * plain + passes + OVERHEAD_BYTES
-
-    def _other_inputs(self) -> list[Path]:
-        base = self.recipe.certificate.base
-        return [Path(base)] if base is not None and Path(base).is_dir() else []
+        weights = max(self.jobs[0].num_weights, sum(math.prod(t.shape) for t in self.base.tensors.values()))
+        return files + 4 * weights * plain + passes + OVERHEAD_BYTES
 
     def _judge(self, more: Sequence[Judgement]) -> None:
         """Add judgements; the first gate that is not met is raised, its run told before."""
@@ -134,14 +134,15 @@ class RecipeRun:
             self.written += writer.write(job, export, folder)
 
     def _load(self, ckpt: Checkpoint, steps: Steps) -> None:
-        """Load each file with its runtime and let it write; compare token ids once: the files share one vocabulary."""
+        """Load each file with its runtime and let it write; compare token ids once for each vocabulary."""
         with steps.timed("load", count(len(self.written), "file")):
             for file in self.written:
                 self.progress.start(f"loading {file.path.name}", 0)
                 self.verified.append(verify_file(file.path, threads=self.threads, progress=self.progress))
             self.progress.start("comparing token ids", 0)
-            rows = compare_tokens(self.written[0].path, ckpt, self.progress)
+            found = [compare_tokens(file.path, ckpt, self.progress) for file in self._vocabularies()]
             self.progress.finish()
+        rows = list(dict.fromkeys(row for told in found for row in told))
         for row in rows:
             self.progress.note(row)
         files = tuple(
@@ -150,7 +151,16 @@ class RecipeRun:
         )
         self.result = replace(self.result, files=files, report=(*self.result.report, *rows))
 
-    def _certify(self, ckpt: Checkpoint, steps: Steps, digests: Digests) -> None:
+    def _vocabularies(self) -> Iterator[WrittenFile]:
+        """The first file of each vocabulary: exports differ in it by their pre-tokenizer alone."""
+        seen, start = set(), 0
+        for export in self.recipe.exports:
+            if export.pre_tokenizer not in seen:
+                seen.add(export.pre_tokenizer)
+                yield self.written[start]
+            start += len(export.type)
+
+    def _certify(self, ckpt: Checkpoint, origin: Checkpoint | None, steps: Steps, digests: Digests) -> None:
         """Measure every file, then hold all of them against the gates."""
         if not self.recipe.certificate.enabled:
             return
@@ -158,7 +168,7 @@ class RecipeRun:
         certifier = Certifier(
             recipe=self.recipe,
             checkpoint=ckpt,
-            origin=self._origin(ckpt, digests),
+            origin=origin,
             steps=steps,
             digests=digests,
             threads=self.threads,
@@ -169,21 +179,33 @@ class RecipeRun:
         gates = (*self.result.gates, *judge_quality(self.recipe.gates, files))
         self.result = replace(self.result, files=files, gates=gates)
 
-    def _origin(self, ckpt: Checkpoint, digests: Digests) -> Checkpoint | None:
-        """The checkpoint that certificates compare with; None where it is not at hand (an error under `strict`)."""
+    def _origin(self, digests: Digests) -> Checkpoint | None:
+        """What certificates compare with: passes keep the origin of the model that they begin with.
+
+        None where none is made, or where it is not at hand: an error under `strict`, and no gate of quality is met.
+        """
         recipe = self.recipe
+        if not recipe.certificate.enabled:
+            return None
         if recipe.certificate.base is not None:
             return open_checkpoint(recipe.certificate.base, trust_remote_code=recipe.trust_remote_code)
-        told = ckpt.sidecar.origin if ckpt.sidecar else None
-        if told is not None and recipe.passes and told.fingerprint == digests.of(self.base).fingerprint:
-            return self.base
-        found = find_origin(ckpt, self.progress, trust_remote_code=recipe.trust_remote_code)
+        found = find_origin(self.base, self.progress, trust_remote_code=recipe.trust_remote_code)
         if isinstance(found, Checkpoint):
+            if self.base.sidecar is not None and self.base.sidecar.origin is not None:
+                digests.learn(found, self.base.sidecar.origin.fingerprint)
             return found
         if recipe.strict:
-            raise CheckpointError(f"origin absent: {found}", where=ckpt.name, hint="name it with --base MODEL")
-        self.progress.note(f"origin absent: {found}; name it with --base MODEL")
+            raise CheckpointError(f"origin absent: {found}", where=self.base.name, hint=self._name_it)
+        self.progress.note(f"origin absent: {found}; {self._name_it}")
+        absent = [Certificate(artifact=file.name, origin=None, status="origin absent") for file in self.result.files]
+        files = [replace(file, certificate=told) for file, told in zip(self.result.files, absent, strict=True)]
+        self._judge(judge_quality(recipe.gates, files))
         return None
+
+    @property
+    def _name_it(self) -> str:
+        """How to say where an origin is."""
+        return "name it with --base MODEL" if self.result.command == "export" else "name it with certificate.base"
 
     def _measure(self, steps: Steps, folder: Path) -> None:
         """Speed of the files on this machine, where the recipe asks for it."""

@@ -17,11 +17,13 @@ from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
 from efficli.pipeline.execution import RecipeRun, check_names
-from efficli.pipeline.files import prepare_export
+from efficli.pipeline.files import calibration_texts, prepare_export
+from efficli.pipeline.passes import planned_passes
+from efficli.pipeline.preflight import check_first, input_paths
 from efficli.pipeline.result import ExportResult, planned
 from efficli.pipeline.steps import Clock
 from efficli.progress import Progress, Silent
-from efficli.recipe import Recipe
+from efficli.recipe import Places, Recipe, no_place
 from efficli.store import Store
 
 
@@ -57,10 +59,10 @@ def export(
 
     `types` are llama.cpp's names; several are written in one read. `imatrix` is a file or "auto". `tensor_types` are
     (regular expression, type). `trust_remote_code` takes a model that names code of its own; no code of it is run. The
-    certificate compares with the origin, or with `base`, on the evaluation slice or
-    `text`, in windows of `ctx` tokens; `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written
-    and GateError is raised. `strict` turns fallbacks and an absent origin into errors. With `dry_run` nothing is
-    written. Errors are those of `efficli.errors`; `output` is untouched or whole after each of them.
+    certificate compares with the origin, or with `base`, on the evaluation slice or `text`, in windows of `ctx` tokens;
+    `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written and GateError is raised. `strict`
+    turns fallbacks and an absent origin into errors. With `dry_run` nothing is written. Errors are those of
+    `efficli.errors`; `output` is untouched or whole after each of them.
     """
     recipe = Recipe.from_export(
         model=os.fspath(model),
@@ -107,15 +109,20 @@ def run_recipe(
     store: Store | None = None,
     command: str = "export",
     on_judged: Callable[[ExportResult], None] | None = None,
+    at: Places = no_place,
 ) -> ExportResult:
     """Run a recipe; see `export`, and `efficli.pipeline.recipe_run.run` for what a recipe adds."""
     check_gates(recipe)
     clock = Clock()
     with clock("prepare"):
-        base = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+        with at("model"):
+            base = open_checkpoint(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         if not dry_run:
-            check_output(output, [base.root], force)
-        result, jobs = outline(recipe, base, output, command=command)
+            check_output(output, input_paths(recipe, base.root), force)
+        recipe = pinned(recipe, base)
+        with planned_passes(recipe, base, at) as ckpt:
+            result, jobs = outline(recipe, ckpt, output, command=command, at=at)
+            check_first(recipe, jobs, at)
     result = replace(result, dry_run=dry_run)
     fallbacks = {f"{file.type}: {fallback}" for file in result.files for fallback in file.fallbacks}
     for row in result.report:
@@ -137,10 +144,26 @@ def run_recipe(
     return run.write(force)
 
 
-def outline(recipe: Recipe, ckpt: Checkpoint, output: Path, *, command: str) -> tuple[ExportResult, list[GgufJob]]:
+def pinned(recipe: Recipe, base: Checkpoint) -> Recipe:
+    """The recipe with the commit of a model of the hub, as the artifact keeps it: the branch will move on."""
+    if base.revision is None or Path(recipe.model).expanduser().is_dir():
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.partition("@")[0], "revision": base.revision})
+
+
+def outline(
+    recipe: Recipe, ckpt: Checkpoint, output: Path, *, command: str, at: Places = no_place
+) -> tuple[ExportResult, list[GgufJob]]:
     """What a recipe's exports write from a checkpoint, as its headers decide it, and the jobs that write it."""
-    jobs = [prepare_export(ckpt, recipe, export) for export in recipe.exports]
-    check_names(jobs)
+    jobs = []
+    if any(export.imatrix == "auto" for export in recipe.exports):
+        with at("calibration", "text"):
+            calibration_texts(recipe)  # whose hashes are in the files
+    for number, export in enumerate(recipe.exports):
+        with at("exports", number, only=UsageError):
+            jobs.append(prepare_export(ckpt, recipe, export))
+    with at("exports"):
+        check_names(jobs)
     result = ExportResult(
         output=output,
         model=ckpt.name,

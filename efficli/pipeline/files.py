@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +34,32 @@ CALIBRATION = ("calibration-code", "calibration-prose")
 
 IMATRIX, WRITTEN = "imatrix.gguf", "written.json"
 _COMPUTES = ("gguf", "llama-cpp-python", "numpy", "tokenizers")
+_WRITERS = ("efficli.export.gguf.job", "efficli.export.gguf.writer")
+"""Modules that make a file of a checkpoint."""
 
 
 def prepare_export(ckpt: Checkpoint, recipe: Recipe, export: Export) -> GgufJob:
     """What headers decide of one export."""
-    own = {"version": __version__, "source": ckpt.name, "recipe": decides(recipe, export)}
     requests = _requests(export)
+    own = {"version": __version__, "source": ckpt.name, "recipe": decides(recipe, export)}
     return prepare(ckpt, requests, own=own, pre_tokenizer=export.pre_tokenizer, strict=recipe.strict)
 
 
 def decides(recipe: Recipe, export: Export) -> str:
     """SHA-256 of all in a recipe that decides a file's weights: passes and options, neither gates nor other exports.
 
-    It is in the file's metadata, so that what does not decide the file does not change it either.
+    It is in the file's metadata, so that what does not decide the file does not change it either: of texts and
+    matrices their content counts, and not where they are.
     """
-    told: dict[str, Any] = {"export": export.model_dump(mode="json", exclude={"type"})}
+    told: dict[str, Any] = {"export": export.model_dump(mode="json", exclude={"type", "imatrix"})}
     if recipe.passes:
         told["passes"] = [{"method": one.method, **one.config.model_dump(mode="json")} for one in recipe.passes]
         told["seed"] = recipe.seed
-    if recipe.passes or export.imatrix == "auto":
-        told["calibration"] = recipe.calibration.model_dump(mode="json")
+    if export.imatrix == "auto":
+        told["calibration"] = recipe.calibration.model_dump(mode="json", exclude={"text"})
+        told["texts"] = _hashes(calibration_texts(recipe))
+    elif export.imatrix is not None:
+        told["imatrix"] = _sha256(Path(export.imatrix))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,6 +68,16 @@ def calibration_texts(recipe: Recipe) -> list[tuple[str, str]]:
     if recipe.calibration.text is None:
         return [(name, committed(name)) for name in CALIBRATION]
     return [(text.name, text.content) for text in evaluation_texts(recipe.calibration.text)]
+
+
+def _hashes(texts: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Name and SHA-256 of each text."""
+    return [[name, hashlib.sha256(text.encode()).hexdigest()] for name, text in texts]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _requests(export: Export) -> list[TypeRequest]:
@@ -96,12 +112,17 @@ class FileWriter:
     steps: Steps
     digests: Digests
     threads: int | None
+    matrices: dict[str | None, Path] = field(default_factory=dict)
+    """Importance matrices of this run, by the pre-tokenizer that they were made with."""
 
     def write(self, job: GgufJob, export: Export, folder: Path) -> list[WrittenFile]:
         """Write the export's files into `folder`, from one read of the checkpoint, or copy them from the cache."""
         imatrix = None
         if export.imatrix == "auto":
-            imatrix = self._imatrix() / IMATRIX
+            word = export.pre_tokenizer
+            if word not in self.matrices:
+                self.matrices[word] = self._imatrix(word) / IMATRIX
+            imatrix = self.matrices[word]
             job = job.with_imatrix(read_imatrix(imatrix))
         elif export.imatrix is not None:
             imatrix = Path(export.imatrix)
@@ -111,10 +132,10 @@ class FileWriter:
                 "input": self.digests.of(self.checkpoint).value,
                 "name": [self.checkpoint.name, self.checkpoint.revision],
                 "export": export.model_dump(mode="json", exclude={"imatrix"}),
-                "imatrix": None if imatrix is None else hashlib.sha256(imatrix.read_bytes()).hexdigest(),
+                "imatrix": None if imatrix is None else _sha256(imatrix),
                 "decides": decides(self.recipe, export),
                 "version": __version__,
-                "source": source_hash("efficli.export.gguf.job", "efficli.export.gguf.writer"),
+                "source": source_hash(*_WRITERS),
                 "versions": package_versions(*_COMPUTES),
             }
 
@@ -142,42 +163,44 @@ class FileWriter:
 
     def exact_file(self, ckpt: Checkpoint) -> Path:
         """An F32 file of `ckpt` among the run's temporary files."""
-        return self._plain_file(ckpt, "F32")
+        return self._plain_file(ckpt, "F32", self.recipe.exports[0].pre_tokenizer)
 
-    def _plain_file(self, ckpt: Checkpoint, kind: str) -> Path:
+    def _plain_file(self, ckpt: Checkpoint, kind: str, pre_tokenizer: str | None) -> Path:
         """A file of one of the unquantized types."""
         return write_plain(
             ckpt,
             kind,
             Path(tempfile.mkdtemp(prefix="plain-", dir=self.steps.scratch)),
-            pre_tokenizer=self.recipe.exports[0].pre_tokenizer,
+            pre_tokenizer=pre_tokenizer,
             threads=self.threads,
             progress=self.steps.progress,
         )
 
-    def _imatrix(self) -> Path:
+    def _imatrix(self, pre_tokenizer: str | None) -> Path:
         """The folder with the importance matrix of the checkpoint on the calibration texts."""
         options, threads = self.recipe.calibration, self.threads or available_threads()
         texts = calibration_texts(self.recipe)
+        # the model runs from a file in its own precision
+        dtypes = {tensor.dtype for tensor in self.checkpoint.tensors.values()}
+        kind = dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
+        chunk = min(options.ctx_size, read_shape(self.checkpoint.config).max_positions)
+        most = max(1, options.max_tokens // chunk)
 
         def ingredients() -> dict[str, Any]:
             return {
                 "input": self.digests.of(self.checkpoint).value,
-                "texts": [[name, hashlib.sha256(text.encode()).hexdigest()] for name, text in texts],
-                "ctx": options.ctx_size,
-                "tokens": options.max_tokens,
-                "pre_tokenizer": self.recipe.exports[0].pre_tokenizer,
-                "source": source_hash("efficli.export.gguf.imatrix", "efficli.ops.collect"),
+                "texts": _hashes(texts),
+                "runs_as": kind,
+                "chunk": chunk,
+                "chunks": most,
+                "pre_tokenizer": pre_tokenizer,
+                "source": source_hash("efficli.export.gguf.imatrix", "efficli.ops.collect", *_WRITERS),
                 "versions": package_versions(*_COMPUTES),
                 "threads": threads,
             }
 
         def fill(folder: Path) -> None:
-            """The model runs from a file in its own precision."""
-            dtypes = {tensor.dtype for tensor in self.checkpoint.tensors.values()}
-            path = self._plain_file(self.checkpoint, dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32")
-            chunk = min(options.ctx_size, read_shape(self.checkpoint.config).max_positions)
-            most = max(1, options.max_tokens // chunk)
+            path = self._plain_file(self.checkpoint, kind, pre_tokenizer)
             sums = compute_imatrix(
                 path,
                 "\n".join(text for _, text in texts),

@@ -18,6 +18,7 @@ from efficli.checkpoint.fingerprint import fingerprint_of
 from efficli.export.gguf.job import GgufJob
 from efficli.export.gguf.verify import Verified
 from efficli.export.gguf.writer import WrittenFile
+from efficli.ops.llama_model import available_threads
 from efficli.pipeline.files import calibration_texts
 from efficli.pipeline.result import ExportResult
 from efficli.recipe import Recipe
@@ -25,7 +26,7 @@ from efficli.recipe import Recipe
 LOCK = "efficli.lock"
 """In an artifact: what else decided its bytes, beside the recipe."""
 
-PACKAGES = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "torch", "transformers")
+PACKAGES = ("gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch", "transformers")
 """Versions that are recorded, where they are installed."""
 
 
@@ -45,14 +46,16 @@ def manifest(
 ) -> dict[str, Any]:
     """Everything that is a function of the inputs; `base` is the fingerprint of the recipe's model."""
     origin = ckpt.sidecar.origin if ckpt.sidecar else None
+    if origin is not None and origin.fingerprint == base:
+        origin = None  # the recipe's model itself, by the name that it has here
     return {
         "format": "gguf",
         "tool": {"name": "efficli", "version": __version__},
         "versions": versions(),
         "source": {"name": ckpt.name, "revision": ckpt.revision, "fingerprint": base},
         "origin": {
-            "name": origin.model if origin else ckpt.name,
-            "fingerprint": origin.fingerprint if origin else base,
+            "name": ckpt.name if origin is None else origin.model,
+            "fingerprint": base if origin is None else origin.fingerprint,
         },
         "steps": [step.model_dump() for step in ckpt.sidecar.steps] if ckpt.sidecar else [],
         "recipe": recipe.to_json(),
@@ -82,7 +85,7 @@ def fingerprint(ckpt: Checkpoint, written: Sequence[WrittenFile]) -> str:
 
 def lock(recipe: Recipe, base: Checkpoint, base_fingerprint: str) -> dict[str, Any]:
     """What a second run must find the same to write the same bytes."""
-    calibrates = bool(recipe.passes) or any(export.imatrix == "auto" for export in recipe.exports)
+    calibrates = any(export.imatrix == "auto" for export in recipe.exports)
     matrices = [export.imatrix for export in recipe.exports if export.imatrix not in (None, "auto")]
     texts = evaluation_texts(recipe.certificate.text) if recipe.certificate.enabled else []
     return {
@@ -107,7 +110,7 @@ def run_report(result: ExportResult, verified: Sequence[Verified], threads: int 
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()},
-        "threads": threads,
+        "threads": threads or available_threads(),
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "steps": [step.to_json() for step in result.steps],
         "bench": result.bench and result.bench.to_json(),

@@ -23,8 +23,10 @@ from efficli.recipe import Recipe
 from efficli.store import package_versions, source_hash
 
 RESULT = "certificate.json"
-_COMPUTES = ("gguf", "llama-cpp-python", "numpy", "tokenizers", "torch", "transformers")
+_COMPUTES = ("gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch", "transformers")
 _MODULES = ("efficli.bench.quality", "efficli.bench.measure", "efficli.bench.origin", "efficli.export.gguf.vocab_check")
+_WRITERS = ("efficli.export.gguf.job", "efficli.export.gguf.writer")
+"""Modules that make the file which stands for the origin where PyTorch is not installed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,21 +41,24 @@ class Certifier:
     threads: int | None
     exact_file: Callable[[Checkpoint], Path]
     """Writes an F32 file of the origin: what runs it where PyTorch is not installed."""
+    _texts: list[list[str]] | None = None
+    """Name and SHA-256 of each text, once they were read."""
 
     def certify(self, written: Sequence[WrittenFile]) -> list[Certificate]:
         """The certificate of each file, in order; all that are missing are measured with the first of them."""
         missing = [file for file in written if not self.steps.has("certificate", partial(self._made_from, file))]
         measured: dict[str, Certificate] = {}
 
-        def fill(name: str, folder: Path) -> None:
-            if not measured:
-                measured.update(zip((file.path.name for file in missing), self._measure(missing), strict=True))
-            write_file(folder / RESULT, json.dumps(measured[name].to_json()))
+        def fill(file: WrittenFile, folder: Path) -> None:
+            if file.path.name not in measured:
+                files = missing if file in missing else [file]  # one that was damaged since then comes by itself
+                measured.update(zip((one.path.name for one in files), self._measure(files), strict=True))
+            write_file(folder / RESULT, json.dumps(measured[file.path.name].to_json()))
 
         found = []
         for file in written:
             name = file.path.name
-            folder = self.steps.produce("certificate", name, partial(self._made_from, file), partial(fill, name))
+            folder = self.steps.produce("certificate", name, partial(self._made_from, file), partial(fill, file))
             found.append(Certificate.from_json(json.loads((folder / RESULT).read_text(encoding="utf-8"))))
         return found
 
@@ -80,15 +85,17 @@ class Certifier:
         return found
 
     def _made_from(self, file: WrittenFile) -> dict[str, Any]:
+        if self._texts is None:
+            self._texts = [[text.name, text.sha256] for text in evaluation_texts(self.recipe.certificate.text)]
         return {
             "file": file.path.name,
             "sha256": file.sha256,
             "origin": None if self.origin is None else [self.origin.name, self.digests.of(self.origin).value],
             "tokenizer": self.digests.of(self.checkpoint).value,
-            "texts": [[text.name, text.sha256] for text in evaluation_texts(self.recipe.certificate.text)],
+            "texts": self._texts,
             "ctx": self.recipe.certificate.ctx_size,
             "positions": MAX_POSITIONS,
-            "source": _source(),
+            "source": _source(torch_is_installed()),
             "versions": package_versions(*_COMPUTES),
             "seed": self.recipe.seed,
             "threads": self.threads or available_threads(),
@@ -96,5 +103,5 @@ class Certifier:
 
 
 @cache
-def _source() -> str:
-    return source_hash(*_MODULES)
+def _source(with_torch: bool) -> str:
+    return source_hash(*_MODULES, *(() if with_torch else _WRITERS))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from efficli.artifact.temporary import scratch_directory
-from efficli.catalog import run_method
-from efficli.checkpoint import Checkpoint, open_checkpoint, open_without_weights
-from efficli.checkpoint.shards import Absent
+from efficli.checkpoint import open_without_weights
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
-from efficli.method import Context, MethodConfig
 from efficli.pipeline.ci_report import write_reports
 from efficli.pipeline.estimate import predicted_steps
 from efficli.pipeline.export import outline, run_recipe
 from efficli.pipeline.fits import check_fit
+from efficli.pipeline.passes import planned_passes
+from efficli.pipeline.preflight import check_first
 from efficli.pipeline.rehearse import rehearse
 from efficli.pipeline.result import ExportResult
 from efficli.planning.subject import with_stand_ins
 from efficli.progress import Progress, Silent
-from efficli.recipe import Recipe, load_with
+from efficli.recipe import LoadedRecipe, load_with
 from efficli.store import Store, default_root
 
 
@@ -53,20 +52,22 @@ def run(
     place = Path(output) if output is not None else Path(path.stem)
     with write_reports(summary, junit, output=place, progress=progress) as on_judged:
         loaded = load_with(path, settings)
+        if place.exists() and place.samefile(path):
+            raise UsageError(f"output {place} would overwrite the recipe", hint="give the name of a new folder to -o")
         if rehearsal and dry_run:
             raise UsageError("--rehearse and --dry-run: one runs the steps, the other none")
         if dry_run:
-            done = _dry_run(loaded.recipe, place, cache, threads, progress)
+            done = _dry_run(loaded, place, threads, progress)
         elif rehearsal:
-            done = rehearse(loaded.recipe, _planned(loaded.recipe, place)[0], threads=threads, progress=progress)
+            done = rehearse(loaded.recipe, _planned(loaded, place)[0], threads=threads, progress=progress)
         else:
-            done = _run(loaded.recipe, place, cache, threads, force, on_judged, progress)
+            done = _run(loaded, place, cache, threads, force, on_judged, progress)
         on_judged(done)
         return done
 
 
 def _run(
-    recipe: Recipe,
+    loaded: LoadedRecipe,
     output: Path,
     cache: bool,
     threads: int | None,
@@ -74,7 +75,10 @@ def _run(
     on_judged: Callable[[ExportResult], None],
     progress: Progress,
 ) -> ExportResult:
-    targets = check_fit(recipe, _planned(recipe)[1], progress) if recipe.target else ()
+    recipe, targets = loaded.recipe, tuple[Mapping[str, Any], ...]()
+    if recipe.target or recipe.passes:  # what is wrong with them is said before weights are fetched
+        jobs = _planned(loaded)[1]
+        targets = check_fit(recipe, jobs, progress) if recipe.target else ()
     with ExitStack() as stack:
         store = None
         if cache:
@@ -90,34 +94,25 @@ def _run(
             store=store,
             command="run",
             on_judged=lambda result: on_judged(replace(result, targets=targets)),
+            at=loaded.at,
         )
     return replace(done, targets=targets)
 
 
-def _dry_run(recipe: Recipe, output: Path, cache: bool, threads: int | None, progress: Progress) -> ExportResult:
+def _dry_run(loaded: LoadedRecipe, output: Path, threads: int | None, progress: Progress) -> ExportResult:
     """What a run would write, from headers alone."""
-    result, jobs = _planned(recipe, output)
+    recipe = loaded.recipe
+    result, jobs = _planned(loaded, output)
     targets = check_fit(recipe, jobs, progress) if recipe.target else ()
     return replace(result, targets=targets, steps=predicted_steps(recipe, result, threads))
 
 
-def _planned(recipe: Recipe, output: Path = Path()) -> tuple[ExportResult, list[GgufJob]]:
+def _planned(loaded: LoadedRecipe, output: Path = Path()) -> tuple[ExportResult, list[GgufJob]]:
     """The files of a recipe as headers decide them; passes are gone through with headers, too."""
-    ckpt = with_stand_ins(*_small(recipe))
-    with scratch_directory() as folder:
-        for number, one in enumerate(recipe.passes):
-            ckpt = _passed(ckpt, one.method, one.config, folder / str(number), recipe)
-        result, jobs = outline(recipe, ckpt, output, command="run")
+    recipe = loaded.recipe
+    with loaded.at("model"):
+        found = open_without_weights(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+    with planned_passes(recipe, with_stand_ins(*found), loaded.at) as ckpt:
+        result, jobs = outline(recipe, ckpt, output, command="run", at=loaded.at)
+        check_first(recipe, jobs, loaded.at)
     return replace(result, dry_run=True), jobs
-
-
-def _small(recipe: Recipe) -> tuple[Checkpoint, Absent | None]:
-    return open_without_weights(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
-
-
-def _passed(ckpt: Checkpoint, method: str, config: object, folder: Path, recipe: Recipe) -> Checkpoint:
-    assert isinstance(config, MethodConfig)
-    folder.mkdir()
-    run_method(method, ckpt, folder, config, Context(seed=recipe.seed, headers_only=True))
-    found = open_checkpoint(folder, trust_remote_code=recipe.trust_remote_code)
-    return replace(found, name=ckpt.name, model=ckpt.model, revision=ckpt.revision)

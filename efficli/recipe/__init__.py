@@ -1,9 +1,9 @@
 """Recipes: what to do to which model, read strictly, checked before anything is downloaded."""
 
-from efficli.recipe.loading import LoadedRecipe, load, load_with
+from efficli.recipe.loading import LoadedRecipe, Places, load, load_with, no_place
 from efficli.recipe.model import Bench, Calibration, Certificate, Export, Gates, Pass, Recipe, parse_recipe
 
 __all__ = [
-    "Bench", "Calibration", "Certificate", "Export", "Gates", "LoadedRecipe", "Pass", "Recipe", "load", "load_with",
-    "parse_recipe",
+    "Bench", "Calibration", "Certificate", "Export", "Gates", "LoadedRecipe", "Pass", "Places", "Recipe", "load",
+    "load_with", "no_place", "parse_recipe",
 ]  # fmt: skip

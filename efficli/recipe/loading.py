@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from efficli.errors import EffiError
 from efficli.recipe.checks import check
@@ -17,6 +18,18 @@ from efficli.strict_yaml import Path as Keys
 
 _STAND_INS = {"version": 1, "model": "reference"}
 """For keys that are missing, so that the others can be checked."""
+
+
+class Places(Protocol):
+    """`LoadedRecipe.at`, or what stands for it where the recipe comes from no file."""
+
+    def __call__(self, *keys: str | int, only: type[EffiError] = EffiError) -> AbstractContextManager[None]:
+        """Errors inside, those of the kind `only`, get the place of this key before their own."""
+
+
+def no_place(*keys: str | int, only: type[EffiError] = EffiError) -> AbstractContextManager[None]:
+    """The places of a recipe that comes from no file: errors stay as they are."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +44,11 @@ class LoadedRecipe:
         return self.document.where(keys)
 
     @contextmanager
-    def at(self, *keys: str | int) -> Iterator[None]:
-        """Errors inside get the place of this key before their own."""
+    def at(self, *keys: str | int, only: type[EffiError] = EffiError) -> Iterator[None]:
+        """Errors inside, those of the kind `only`, get the place of this key before their own."""
         try:
             yield
-        except EffiError as error:
+        except only as error:
             error.where = ": ".join(filter(None, (self.where(*keys), error.where)))
             raise
 

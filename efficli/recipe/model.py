@@ -156,7 +156,7 @@ class Certificate(Part):
     """Model to compare with instead of the origin."""
     text: str | None = None
     """Text file; without one the evaluation slice that comes with efficli."""
-    ctx_size: Annotated[int, Field(ge=2)] = 512
+    ctx_size: Annotated[int, Field(ge=8)] = 512
     """Tokens of a window."""
 
 

@@ -61,7 +61,7 @@ def test_gates_for_language_models_do_not_apply(minilm: Path, tmp_path: Path) ->
     """Said, and nothing is written."""
     text = tmp_path / "lines.txt"
     text.write_text("A sentence that is long enough.\nAnother sentence, as long as that.\n")
-    with pytest.raises(UsageError, match="--max-kld does not apply to a certificate of kind 'embedding'"):
+    with pytest.raises(UsageError, match="max_kld does not apply to an embedding model"):
         efficli.export(minilm, tmp_path / "out", types=("Q8_0",), text=text, max_kld=0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["lines.txt"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ import yaml
 import efficli
 from efficli.artifact import read_artifact
 from efficli.cli import main
-from efficli.errors import FitError, GateError, UsageError
+from efficli.errors import CheckpointError, EffiError, FitError, GateError, UsageError
 from efficli.pipeline import provenance
 from efficli.progress import Silent
 from tests.lost_nothing import fingerprint as tree_hash
@@ -200,6 +201,146 @@ def test_a_file_that_is_too_large_is_told_before_anything_is_computed(folder, fi
     with pytest.raises(FitError, match=r"KiB, at most 1\.00 KiB wanted"):
         again(folder, "gates.max_bytes=1024", "passes=[]", progress=Tasks())
     assert not [task for task in progress if "writing" in task or "certificate" in task]
+
+
+def test_the_size_that_is_held_against_a_gate_is_that_after_the_passes(folder, first):
+    """The model itself would have a larger file."""
+    limit = first.files[0].nbytes
+    assert efficli.export(folder / "pico", folder / "none", types=("Q4_0",), dry_run=True).files[0].nbytes > limit
+    assert again(folder, f"gates.max_bytes={limit}").gates[0].met
+    with pytest.raises(FitError):
+        again(folder, f"gates.max_bytes={limit - 1}", dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("certificate.text=short.txt", " tokens is too short, expected 32 or more"),
+        ("certificate.text=bytes.txt", "bytes.txt: not UTF-8"),
+        ("calibration.text=bytes.txt", "bytes.txt: not UTF-8"),
+        ("certificate.base=empty", "empty: config.json not found"),
+        ("certificate.ctx_size=4", "certificate.ctx_size: 4, expected greater than or equal to 8"),
+        ("passes.0.remove=3", "remove: 3 of 3 layers, expected at least one to remain"),
+        ("exports.0.tensor_type=nosuch=Q8_0", "'nosuch' matches no weight of this model"),
+        ("bench.n_prompt=9000", "a prompt of 9000 tokens is longer than the context of 256"),
+        ("bench.scenario=wrong.yaml", "wrong.yaml:1: "),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_would_end_a_long_run_is_said_before_it(folder, tmp_path, monkeypatch, setting, line, dry_run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("hi there")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe" * 200)
+    (tmp_path / "wrong.yaml").write_text("nothing: true\n")
+    (tmp_path / "empty").mkdir()
+    started = []
+
+    class Tasks(Silent):
+        def start(self, task, total, unit=""):
+            started.append(task)
+
+    settings = (setting, "bench.patience=0") if setting.startswith("bench") else (setting,)
+    with pytest.raises(EffiError) as caught:
+        efficli.run(folder / "recipe.yaml", "out", settings=settings, dry_run=dry_run, progress=Tasks())
+    assert line in caught.value.line
+    key = setting.partition("=")[0]
+    where = caught.value.line.partition(": ")[0]
+    assert where == f"--set {key}" or where in ("--set passes.0", "--set exports.0", "--set bench") or ":" in where
+    assert not [task for task in started if "hashing" in task or "loading" in task]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_for_the_model_has_its_line(folder, tmp_path):
+    text = (folder / "recipe.yaml").read_text().replace("remove: 1", "remove: 3")
+    (tmp_path / "r.yaml").write_text(text)
+    number = text.splitlines().index("- method: skip-layers.last") + 1
+    with pytest.raises(UsageError, match="remove: 3 of 3 layers") as caught:
+        efficli.run(tmp_path / "r.yaml", tmp_path / "out")
+    assert caught.value.line.startswith(f"{tmp_path / 'r.yaml'}:{number}: remove: 3 of 3 layers")
+
+
+def test_an_output_that_is_or_holds_what_the_recipe_reads(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").write_text((folder / "recipe.yaml").read_text())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "text.txt").write_text(TEXT * 4)
+    before = tree_hash(tmp_path)
+    with pytest.raises(UsageError, match="output plain would overwrite the recipe"):
+        efficli.run("plain", force=True)
+    for key in ("certificate.text", "calibration.text"):
+        with pytest.raises(UsageError, match=r"would overwrite the input old/text\.txt"):
+            efficli.run("plain", "old", settings=(f"{key}=old/text.txt",), force=True)
+    assert tree_hash(tmp_path) == before
+
+
+def test_where_inputs_are_is_no_part_of_what_they_make(folder, first, tmp_path):
+    """The same model and texts elsewhere: everything comes from the cache, and the file is the same."""
+    shutil.copytree(folder / "pico", tmp_path / "pico")
+    shutil.copy(folder / "text.txt", tmp_path / "text.txt")
+    moved = {"model": "pico", "calibration.text": "text.txt", "certificate.text": "text.txt"}
+    second = again(folder, *(f"{key}={tmp_path / name}" for key, name in moved.items()))
+    assert all(cached(second).values())
+    assert second.files[0].sha256 == first.files[0].sha256
+    manifest = read_artifact(second.output).manifest
+    assert manifest["origin"] == {"name": "pico", "fingerprint": manifest["source"]["fingerprint"]}
+
+
+def test_weights_of_a_pooling_module_belong_to_the_model(folder, first, tmp_path):
+    """A pass takes them over: another one of the same size is another model."""
+    shutil.copytree(folder / "pico", tmp_path / "pico")
+    (tmp_path / "pico" / "2_Dense").mkdir()
+    keys = set()
+    for seed in (b"a", b"b"):
+        (tmp_path / "pico" / "2_Dense" / "model.safetensors").write_bytes(seed * 100)
+        done = again(folder, f"model={tmp_path / 'pico'}", "certificate={enabled: false}")
+        keys.add(next(step.key for step in done.steps if step.kind == "pass"))
+    assert len(keys) == 2
+
+
+def test_a_model_of_the_hub_is_kept_with_its_commit(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "a" * 40
+    home = tmp_path / "hub" / "models--org--pico"
+    shutil.copytree(folder / "pico", home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = again(folder, "model=org/pico@main", "certificate={enabled: false}", out="hub")
+    kept = yaml.safe_load((done.output / "recipe.yaml").read_text())
+    assert (kept["model"], kept["revision"]) == ("org/pico", commit)
+    assert json.loads((done.output / provenance.LOCK).read_text())["model"]["revision"] == commit
+    resolved = efficli.run(done.output / "recipe.yaml", folder / "hub2", threads=1)
+    assert sums(resolved) == sums(done)
+    steps = read_artifact(done.output).manifest["steps"]
+    assert [step["method"] for step in steps] == ["skip-layers.last"]
+
+
+def test_an_absent_origin_is_no_gate_met_and_is_said_first(folder, tmp_path):
+    shutil.copytree(folder / "pico", tmp_path / "pico")
+    origin = {"fingerprint": "sha256:" + "a" * 64, "model": str(tmp_path / "gone"), "revision": None}
+    (tmp_path / "pico" / "efficli.json").write_text(
+        json.dumps({"version": 1, "kind": "checkpoint", "steps": [], "origin": origin, "packed": {}})
+    )
+    settings = (f"model={tmp_path / 'pico'}", "gates.max_kld=1")
+    progress = Silent()
+    with pytest.raises(GateError, match="cannot be met: origin absent"):
+        again(folder, *settings, progress=progress)
+    assert not any("left out" in note for note in progress.notes)  # the pass has not run
+    with pytest.raises(CheckpointError, match="origin absent") as caught:
+        again(folder, settings[0], "strict=true", "exports.0.type=Q8_0")
+    assert caught.value.hint == "name it with certificate.base"
+
+
+def test_two_exports_share_one_importance_matrix_also_without_a_cache(folder):
+    (folder / "shared.yaml").write_text(
+        f"version: 1\nmodel: {folder / 'pico'}\ncalibration: {{text: {folder / 'text.txt'}, ctx_size: 64, "
+        "max_tokens: 512}\nexports:\n- {type: Q4_0, imatrix: auto}\n- {type: Q4_1, imatrix: auto}\n"
+        "certificate: {enabled: false}\n"
+    )
+    both = efficli.run(folder / "shared.yaml", folder / "shared", threads=1, cache=False)
+    assert [step.kind for step in both.steps] == ["imatrix", "write", "write", "load"]
 
 
 def test_two_exports_that_write_one_file(folder):
