@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.faults.killed_runs import kill_and_rerun, moments, undisturbed
+from benchmarks.killing import kill_and_rerun, moments, undisturbed
 from tests.pico import TEXT, write_llama
 
 

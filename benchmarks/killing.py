@@ -26,6 +26,8 @@ class Killed:
     """What became of one run."""
 
     moment: Moment
+    after: str
+    """The last thing that it said."""
     was_killed: bool
     """False: it had ended before."""
     kept: int
@@ -38,9 +40,9 @@ class Killed:
 
 
 def command(recipe: Path, out: Path) -> list[str]:
-    """A run that says on stderr when each of its tasks is done."""
+    """A run that says on stderr when each of its tasks is done, and nothing else there."""
     run = "import sys; from efficli.cli import main; sys.exit(main())"
-    return [sys.executable, "-c", run, "run", str(recipe), "-o", str(out), "-t", "1", "-v", "--force"]
+    return [sys.executable, "-c", run, "run", str(recipe), "-o", str(out), "-t", "1", "-v", "--json", "--force"]
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -84,13 +86,20 @@ def moments(lines: int, count: int, seconds: float) -> Iterator[Moment]:
 def kill_and_rerun(recipe: Path, place: Path, moment: Moment) -> Killed:
     """Run the recipe, kill it and its children at the moment, run it again."""
     process = subprocess.Popen(
-        command(recipe, place / "out"), env=environment(place), stderr=subprocess.PIPE, start_new_session=True
+        command(recipe, place / "out"),
+        env=environment(place),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stderr
+    after = ""
     with process.stderr:
         for _ in range(moment.line):
-            if not process.stderr.readline():
+            line = process.stderr.readline().decode()
+            if not line:
                 break
+            after = line.strip()
         time.sleep(moment.delay)
         process.kill()  # itself alone: its children have to notice
         was_killed = process.wait() == -signal.SIGKILL
@@ -98,6 +107,7 @@ def kill_and_rerun(recipe: Path, place: Path, moment: Moment) -> Killed:
     again = subprocess.run(command(recipe, place / "out"), env=environment(place), capture_output=True, text=True)
     return Killed(
         moment=moment,
+        after=after,
         was_killed=was_killed,
         kept=kept,
         rerun=again.returncode,
