@@ -41,6 +41,9 @@ class Inner(ValueError):
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+_QUOTED = 60
+"""Characters of a wrong value that a message repeats."""
+
 
 def load(schema: type[Schema], path: pathlib.Path, what: str) -> Schema:
     """What the file holds; `what` it is, for the message "no such recipe". UsageError with file:line."""
@@ -53,8 +56,11 @@ def read_text(path: pathlib.Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"no such {what}: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read ({error})", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError("is no text in UTF-8", where=str(path), hint=f"give a {what} in YAML") from None
+    except OSError as error:
+        cause = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise UsageError(cause, where=str(path), hint=f"give a {what} in YAML") from None
 
 
 def loads(schema: type[Schema], text: str, name: str) -> Schema:
@@ -150,7 +156,7 @@ def _explain(schema: type[BaseModel], found: ErrorDetails, at: Path, document: D
         meant = "true" if value.lower() in ("yes", "on") else "false"
         return Problem(path, f"{key}: {value!r} is a word, expected true or false", f"{path[-1]}: {meant}")
     if kind == "literal_error":
-        return Problem(path, f"{key}: {value!r}, expected {found['ctx']['expected']}")
+        return Problem(path, f"{key}: {_shown(value)}, expected {found['ctx']['expected']}")
     if kind == "too_short":
         return Problem(path, f"{key} is empty, expected at least one")
     if kind == "value_error":  # a rule of ours
@@ -159,9 +165,17 @@ def _explain(schema: type[BaseModel], found: ErrorDetails, at: Path, document: D
         message = str(error) if inside or not key else f"{key}: {error}"
         return Problem((*path, *inside), message, getattr(error, "hint", None))
     if kind == "model_type":
-        return Problem(path, f"{key}: {value!r}, expected keys ({', '.join(_keys(schema, own))})")
+        return Problem(path, f"{key}: {_shown(value)}, expected keys ({', '.join(_keys(schema, own))})")
     expected = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return Problem(path, f"{key}: {value!r}, expected {expected}")
+    return Problem(path, f"{key}: {_shown(value)}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: of a long one the beginning."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def _option(path: Path) -> str:

@@ -93,7 +93,8 @@ class Document:
         for problem in problems:
             where = f"{self.name}:{problem.line}" if problem.line else self.where(problem.path)
             line = (problem.line or self.line(problem.path)) if where.startswith(f"{self.name}:") else math.inf
-            error = UsageError(problem.message, where=where if self.name else None, hint=problem.hint)
+            message = problem.message.removeprefix(f"{where.removeprefix('--set ')}: ")  # the place says it already
+            error = UsageError(message, where=where if self.name else None, hint=problem.hint)
             found.setdefault(error.line, ((line, order.get(self.written(problem.path), 0)), error))
         first, *rest = [error for _, error in sorted(found.values(), key=itemgetter(0))]
         return UsageError(first.message, where=first.where, hint=first.hint, others=rest)

@@ -16,7 +16,7 @@ from efficli.bench.failure import Failure
 from efficli.bench.markdown import to_markdown
 from efficli.bench.report_table import footnotes, report_tables
 from efficli.bench.rows import to_csv, to_jsonl
-from efficli.bench.wording import conditions, test_words
+from efficli.bench.wording import conditions, cut_names, test_words
 from efficli.console import Terminal
 from efficli.errors import EffiError, MissingExtra, OutputError, SecurityError, UsageError
 from efficli.inspection import report_table as inspected
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
     from efficli.pipeline.steps import StepRun
 
+_NAME_WIDTH = 16
+"""Columns that a file's name has in the tables below the one that gives it in full."""
 _FEW_CHANGES = 3
 """More than so many, and it is another model."""
 
@@ -58,16 +60,22 @@ def show_run(terminal: Terminal, result: ExportResult) -> None:
     if not rehearsed:
         for title, columns, rows in export_tables(result):
             terminal.table(title, columns, rows)
+    short = cut_names((file.name for file in result.files), _NAME_WIDTH)
+
+    def named(text: str) -> str:
+        return ", ".join(short.get(name, name) for name in text.split(", "))
+
     if result.targets:
-        terminal.table("Targets (predicted)", TARGET_COLUMNS, [list(row["cells"]) for row in result.targets])
+        cells = [[named(cell) for cell in row["cells"]] for row in result.targets]
+        terminal.table("Targets (predicted)", TARGET_COLUMNS, cells)
     if result.bench is not None and not rehearsed:
         for title, columns, rows in report_tables(result.bench):
             terminal.table(title, columns, rows)
     if result.gates:
-        rows = [[gate.gate, gate.file, gate.words, "met" if gate.met else "not met"] for gate in result.gates]
+        rows = [[gate.gate, named(gate.file), gate.words, "met" if gate.met else "not met"] for gate in result.gates]
         terminal.table("Gates", ("gate", "file", "found", ""), rows)
     title = "Steps (predicted)" if result.dry_run else f"Rehearsal of {result.model}" if rehearsed else "Steps"
-    rows = [[step.kind, step.what, "from the cache" if step.cached else _seconds(step)] for step in result.steps]
+    rows = [[step.kind, named(step.what), "from the cache" if step.cached else _seconds(step)] for step in result.steps]
     terminal.table(title, ("step", "of", "time"), rows)
     for step in result.steps:
         if 0 < len(step.changed) <= _FEW_CHANGES:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -164,6 +166,18 @@ def test_the_list_on_the_terminal(capsys):
         assert line.split() == [name, catalog.kind_of(name), *catalog.about(name).split()]
     code, out, _ = run(capsys, "methods", "--json")
     assert json.loads(out) == {"methods": list_methods()}
+
+
+def test_a_page_on_a_narrow_terminal_keeps_its_columns(capsys, monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, out, _ = run(capsys, "methods", "lowrank.svd")
+    lines = out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("key "))
+    column = lines[first + 1].index("Regular")
+    assert {line.ljust(column)[column - 2 : column] for line in lines[first:]} == {"  "}
+    assert max(map(len, lines)) <= 60
+    assert not any(len(above) < 40 for above, below in itertools.pairwise(lines[:first]) if above and below)
 
 
 def test_one_method_on_the_terminal(capsys):

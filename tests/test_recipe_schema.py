@@ -161,6 +161,12 @@ def test_the_command_prints_it_and_writes_it(tmp_path, capsys):
     assert main(["recipe-schema", "-o", str(path)]) == 1
     assert capsys.readouterr().err == f"error: {path}: exists\nhint: --force replaces it\n"
     assert path.read_text() == "{}"
+    for place, line in (
+        (tmp_path, "is a folder, expected the name of a file"),
+        (tmp_path / "no/x", "no such directory"),
+    ):
+        assert main(["recipe-schema", "-o", str(place), "--force"]) == 1
+        assert capsys.readouterr().err.partition(": ")[2].endswith(f": {line}\n")
     assert main(["recipe-schema", "-o", str(path), "--force", "-q"]) == 0
     assert json.loads(path.read_text()) == SCHEMA
 

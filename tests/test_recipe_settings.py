@@ -64,9 +64,11 @@ def test_a_setting_is_the_same_as_the_key_in_the_file(settings, text, path):
          "did you mean 'IQ4_NL' or 'IQ4_XS' or 'Q4_1'?"),
         ("exports.1.type=Q8_0", "--set exports.1.type: type Q8_0 is there twice (first: line 4)", None),
         ("gate.max_kld=0.1", "--set gate.max_kld: unknown key 'gate'", "did you mean 'gates'?"),
-        ("gates.max_kld=small", "--set gates.max_kld: gates.max_kld: 'small', expected number", None),
+        ("gates.max_kld=small", "--set gates.max_kld: 'small', expected number", None),
+        ("model=", "--set model: nothing, expected string", None),
+        ("seed=[" + ", ".join(["12345"] * 20) + "]", f"--set seed: [{'12345, ' * 8}123..., expected integer", None),
         ("gates.max_kld=1e999", "--set gates.max_kld: '1e999' is not a finite number", None),
-        ("strict=no", "--set strict: strict: 'no' is a word, expected true or false", "strict: false"),
+        ("strict=no", "--set strict: 'no' is a word, expected true or false", "strict: false"),
         ("exports.type=Q8_0", "--set exports.type: exports is a list, expected a position before 'type'",
          "--set exports.0.type=..."),
         ("exports.4.type=Q8_0", "--set exports.4.type: exports has 2 of them, expected a position up to 2", None),
@@ -77,7 +79,7 @@ def test_a_setting_is_the_same_as_the_key_in_the_file(settings, text, path):
         ("calibration.text=gone.txt", "--set calibration.text: no such file: gone.txt", None),
         ("gates", "--set 'gates', expected key=value", "--set exports.0.type=Q8_0"),
         ("=3", "--set '=3', expected key=value", "--set exports.0.type=Q8_0"),
-        ("exports.0=Q8_0", "--set exports.0: exports.0: 'Q8_0', expected keys (format, type, imatrix, tensor_type, "
+        ("exports.0=Q8_0", "--set exports.0: 'Q8_0', expected keys (format, type, imatrix, tensor_type, "
          "output_tensor_type, token_embedding_type, pure, pre_tokenizer, allow_non_ternary)", None),
         ("passes.0.method=lowrank", "--set passes.0.method: unknown method 'lowrank'", "did you mean 'lowrank.svd'?"),
     ],
@@ -94,7 +96,7 @@ def test_errors_of_the_file_come_first_and_keep_their_lines(tmp_path, monkeypatc
     assert main(["run", "r.yaml", "--set", "ctx_size=0", "--set", "seed=3"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: r.yaml:8: unknown key 'sede'; did you mean 'seed'?",
-        "error: --set ctx_size: ctx_size: 0, expected greater than or equal to 1",
+        "error: --set ctx_size: 0, expected greater than or equal to 1",
     ]
 
 

@@ -141,7 +141,7 @@ def test_json_of_all(capsys):
     [
         (["pi5-8b"], "unknown target 'pi5-8b'", "did you mean 'pi5-8gb' or 'pi5-4gb' or 'pi4-8gb'?"),
         (["phone-higg"], "unknown target 'phone-higg'", None),
-        (["probee"], "unknown target 'probee'", "known: agx-orin, "),
+        (["probee"], "unknown target 'probee'", "`efficli targets` lists them"),
         (["./none.yaml"], "no such target: none.yaml", None),
         (["pi5", "pi4"], "got unexpected extra argument(s) (pi4)", "efficli targets show --help"),
         (["--jsn"], "no such option: --jsn (Possible options: --json)", None),

@@ -37,7 +37,9 @@ class Job:
     invoke_without_command=True,
     epilog="""
 Examples:
+  efficli plan reference --target pi5-8gb
   efficli export reference -o out --type Q4_K_M
+  efficli inspect out
   efficli bench out --scenario chat
   efficli try out --base reference -p "def read_lines(path):"
 

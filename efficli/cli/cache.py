@@ -11,7 +11,13 @@ from efficli.cli.options import RUN, AsJson, NoColor, Quiet, Verbose, option, te
 
 _WHICH = "Which results"
 
-cache = typer.Typer(help="Show or remove the results that `efficli run` keeps between runs.")
+cache = typer.Typer(
+    help="Show or remove the results that `efficli run` keeps between runs.",
+    epilog="""
+Examples:
+  efficli cache ls
+  efficli cache prune --older-than 30d""",
+)
 app.add_typer(cache, name="cache")
 
 

@@ -30,8 +30,12 @@ def methods(
         from efficli.pipeline import methods as pages
 
         if terminal.as_json:
-            terminal.data(pages.describe_method(name).to_json() if name else {"methods": pages.list_methods()})
+            terminal.data(
+                pages.describe_method(name).to_json() if name is not None else {"methods": pages.list_methods()}
+            )
         else:
-            terminal.prose(pages.method_lines(pages.describe_method(name)) if name else pages.list_lines())
+            blocks = pages.method_lines(pages.describe_method(name)) if name is not None else [pages.list_lines()]
+            for indent, lines in blocks:
+                terminal.prose(lines, indent)
 
     return Job(terminal, work)

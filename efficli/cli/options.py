@@ -17,7 +17,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only data and errors
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, as with NO_COLOR.", rich_help_panel=SHOW)]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", min=1, metavar="N", help="Threads; without it all cores.", rich_help_panel=RUN),
+    typer.Option(
+        "--threads", "-t", min=1, max=512, metavar="N", help="Threads; without it all cores.", rich_help_panel=RUN
+    ),  # ggml takes no more
 ]
 Trust = Annotated[
     bool,

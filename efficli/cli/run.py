@@ -18,7 +18,7 @@ RECIPE, CI = "Recipe", "For CI"
 Examples:
   efficli run recipes/reference-demo.yaml -o out
   efficli run recipes/pi5-chat.yaml --set model=org/name --dry-run
-  efficli run recipes/ci-gate.yaml -o out --force --summary summary.md --junit gates.xml
+  efficli run recipes/ci-gate.yaml -o out --summary out.md --junit out.xml
   efficli run recipes/pi5-chat.yaml --rehearse""",
 )
 def run(

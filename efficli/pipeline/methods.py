@@ -9,6 +9,9 @@ from typing import Any
 from efficli import catalog
 from efficli.method import Kind
 
+Block = tuple[int, list[str]]
+"""Where further lines of a folded one begin, in columns; and the lines."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
@@ -67,31 +70,31 @@ def describe_method(name: str) -> MethodInfo:
     )
 
 
-def list_lines() -> Iterator[str]:
+def list_lines() -> Block:
     """A line for each method."""
     rows = [("method", "kind", "what it does")]
     rows += [(row["name"], row["kind"], row["about"]) for row in list_methods()]
     return _aligned(rows)
 
 
-def method_lines(method: MethodInfo) -> Iterator[str]:
-    """A method's page: what it does, its keys, and how a recipe asks for it."""
-    yield f"{method.name}: {method.about}"
-    yield ""
-    yield from method.description.splitlines()
-    yield ""
+def method_lines(method: MethodInfo) -> Iterator[Block]:
+    """A method's page: what it does, and its keys."""
+    paragraphs = [f"{method.name}: {method.about}", *method.description.split("\n\n")]
+    yield 0, [line for paragraph in paragraphs for line in (" ".join(paragraph.split()), "")]
     rows = [("key", "type", "default", "")]
     rows += [
         (key.name, key.type, "required" if key.required else _shown(key.default), key.about) for key in method.keys
     ]
-    yield from _aligned(rows)
+    yield _aligned(rows)
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Block:
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "  ".join([*cells, row[-1]]).rstrip()
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return sum(widths) + 2 * len(widths), lines
 
 
 def _words(schema: Mapping[str, Any]) -> str:

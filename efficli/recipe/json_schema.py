@@ -86,6 +86,10 @@ def _any_case(names: Iterable[str], before: str = "") -> str:
 def write_schema(path: Path, *, force: bool = False) -> None:
     """Write the schema; OutputError where something else is there already, unless `force`."""
     text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
-    if path.exists() and not force and path.read_bytes() != text.encode():
+    if path.is_dir():
+        raise OutputError("is a folder, expected the name of a file", where=str(path))
+    if not path.parent.is_dir():
+        raise OutputError("no such directory", where=str(path.parent))
+    if path.exists() and not force and not (path.is_file() and path.read_bytes() == text.encode()):
         raise OutputError("exists", where=str(path), hint="--force replaces it")
     replace_file(path, text)

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from efficli.errors import UsageError
 from efficli.ops.ggml_types import TYPE_IDS
-from efficli.strict_schema import Part, validate
+from efficli.strict_schema import Part, read_text, validate
 from efficli.strict_yaml import Document, parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "targets"
@@ -298,7 +298,7 @@ def load_target(name_or_path: str | Path) -> Target:
         return _load(Path(name))
     path = _shipped(name)
     if path is None:
-        hint = _nearest(name) or f"known: {', '.join(target_names())}; or the path of a YAML file"
+        hint = _nearest(name) or "`efficli targets` lists them; or give the path of a YAML file"
         raise UsageError(f"unknown target {name!r}", hint=hint)
     return _load(path)
 
@@ -338,13 +338,7 @@ def _nearest(word: str) -> str | None:
 
 def _document(path: Path, depth: int) -> Document:
     """The file, with what it takes from the profile that it is `like`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no such target: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read ({error})", where=str(path)) from None
-    document = parse(text, path.name if path.parent == FOLDER else str(path))
+    document = parse(read_text(path, "target"), path.name if path.parent == FOLDER else str(path))
     own = document.values
     if not isinstance(own, dict):
         raise UsageError("expected keys such as version, about, cores and ram", where=document.where(()))
