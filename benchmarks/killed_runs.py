@@ -62,7 +62,7 @@ def killed(recipe: Path, folder: Path, bench: Benchmark, number: int, count: int
 def moments(lines: int, count: int, seconds: float) -> list[killing.Moment]:
     """Half of them after what the run says, from at once to later; half of them evenly over its time."""
     half = count // 2
-    evenly = [killing.Moment(0, seconds * (number + 0.5) / half) for number in range(half)]
+    evenly = [killing.Moment(0, 0.9 * seconds * (number + 0.5) / half) for number in range(half)]
     return [*killing.moments(lines, count - half, seconds), *evenly]
 
 

@@ -93,8 +93,3 @@ def test_the_files_of_jobs_install_as_this_repository_does_and_run_the_script():
     assert "tar -cf out.tar" in SCRIPT and "--junit gates.xml" in SCRIPT
     kept = next(step for step in steps if "cache" in step.get("uses", ""))["with"]["path"].split()
     assert kept == [".efficli-cache", "~/.cache/efficli/wheels"]
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target

@@ -15,7 +15,7 @@ from tests.pico import write_llama
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DECISIONS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
-PAGES = ["README.md", "benchmarks/README.md", "docs/log.md", "CHANGELOG.md", *DECISIONS]
+PAGES = ["README.md", "benchmarks/README.md", "docs/ci.md", "docs/log.md", "CHANGELOG.md", *DECISIONS]
 
 
 def blocks(language: str) -> list[str]:
@@ -64,7 +64,8 @@ def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys)
             if option in words:
                 del words[words.index(option) : words.index(option) + 2]
         if words[0] == "run":
-            words += ["--set", f"model={model}", *([] if "--dry-run" in words else ["--dry-run"])]
+            words = [word for word in words if word not in ("--dry-run", "--rehearse")]
+            words += ["--set", f"model={model}", "--dry-run"]
         files = [str(path) for path in sorted(Path("out").glob("*.gguf"))]
         if words[0] == "try":
             words[1] = files[0]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import MAX_POSITIONS
+from efficli.catalog import kind_of
 from efficli.ops.llama_model import available_threads
 from efficli.pipeline.bench_request import DEPTH, N_GEN, N_PROMPT
 from efficli.pipeline.result import ExportResult
@@ -26,6 +27,8 @@ NANOSECONDS: Mapping[str, tuple[float, float]] = {
 """To encode a weight, without and with an importance matrix."""
 READ_NANOSECONDS = 4
 """To read, hash and write a weight."""
+SOLVE_NANOSECONDS = 500
+"""Of a method that works matrix by matrix, for a weight: an eigenproblem of a matrix of some thousand columns."""
 GFLOPS_LLAMA, GFLOPS_TORCH = 60.0, 40.0
 """Of a core reading text with llama.cpp (16-bit weights), and with PyTorch in float32; two operations a weight."""
 READ_BYTES, DECODE_BYTES = 1e9, 1e10
@@ -42,7 +45,7 @@ def predicted_steps(recipe: Recipe, result: ExportResult, threads: int | None) -
     """The steps of a run with predicted seconds; what is kept in the cache will take less."""
     cores = threads or available_threads()
     weights = result.num_weights
-    found = [_step("pass", method, READ_NANOSECONDS * weights * 1e-9 + 2 * SMALL_SECONDS) for method in result.passes]
+    found = [_step("pass", method, _pass_seconds(method, weights, cores)) for method in result.passes]
     if any(export.imatrix == "auto" for export in recipe.exports):
         work = 2e-9 * weights * recipe.calibration.max_tokens / GFLOPS_LLAMA
         found.append(_step("imatrix", f"{recipe.calibration.max_tokens} tokens", work / cores + 2 * START_SECONDS))
@@ -68,6 +71,11 @@ def predicted_steps(recipe: Recipe, result: ExportResult, threads: int | None) -
         seconds = sum(_bench_seconds(recipe.bench, weights, file.nbytes, cores) for file in result.files)
         found.append(_step("bench", number, seconds))
     return tuple(found)
+
+
+def _pass_seconds(method: str, weights: int, cores: int) -> float:
+    solved = SOLVE_NANOSECONDS * weights * 1e-9 / cores if kind_of(method) == "tensor" else 0
+    return READ_NANOSECONDS * weights * 1e-9 + solved + 2 * SMALL_SECONDS
 
 
 def _bench_seconds(options: Bench, weights: int, nbytes: int, cores: int) -> float:

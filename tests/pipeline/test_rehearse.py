@@ -55,7 +55,13 @@ def like(architecture: str, hidden: int, inner: int, layers: int, heads: int, kv
     return LLAMA | {"architectures": [architecture], "model_type": family.model_types[0]} | sizes | more
 
 
-QWEN_MOE = {"head_dim": 128, "moe_intermediate_size": 1536, "num_experts": 128, "num_experts_per_tok": 8}
+QWEN_MOE = {
+    "head_dim": 128,
+    "moe_intermediate_size": 1536,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+}
 LARGE = {
     "Llama 3 70B": like("LlamaForCausalLM", 8192, 28672, 80, 64, 8, 128256),
     "Qwen 3 235B A22B": like("Qwen3MoeForCausalLM", 4096, 12288, 94, 64, 4, 151936, **QWEN_MOE),
