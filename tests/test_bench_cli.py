@@ -63,7 +63,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 MAKE = "hint: give what `efficli export` wrote, or a .gguf file\n"
 AGAIN = "hint: copy or make the whole file again\n"
 BROKEN = [
-    ("text.gguf", 1, "text.gguf: not a GGUF v2/v3 file", ""),
+    ("text.gguf", 1, "text.gguf: not a GGUF v2/v3 file", "hint: give a file that `efficli export` or llama.cpp wrote\n"),
     ("cut.gguf", 1, "cut.gguf: tensor 'blk.0.ffn_up.weight' ends 896 bytes past the file", AGAIN),
     ("newer.gguf", 5, "newer.gguf: llama.cpp refused it: unknown model architecture: 'newer'",
      "hint: a newer llama-cpp-python may know it\n"),
@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_is_one_line(capsys, words, code, line, hint):
 
 @pytest.mark.parametrize("form", ["--csv", "--jsonl", "--markdown"])
 def test_no_form_has_anything_of_what_was_not_measured(capsys, form):
-    assert run(capsys, "text.gguf", form) == (1, "", f"error: {BROKEN[0][2]}\n")
+    assert run(capsys, "text.gguf", form) == (1, "", f"error: {BROKEN[0][2]}\n{BROKEN[0][3]}")
 
 
 def test_nothing_to_measure(capsys, tmp_path):
