@@ -63,7 +63,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 MAKE = "hint: give what `efficli export` wrote, or a .gguf file\n"
 AGAIN = "hint: copy or make the whole file again\n"
 BROKEN = [
-    ("text.gguf", 1, "text.gguf: not a GGUF v2/v3 file", "hint: give a file that `efficli export` or llama.cpp wrote\n"),
+    ("text.gguf", 1, "text.gguf: not a GGUF v2/v3 file",
+     "hint: give a file that `efficli export` or llama.cpp wrote\n"),
     ("cut.gguf", 1, "cut.gguf: tensor 'blk.0.ffn_up.weight' ends 896 bytes past the file", AGAIN),
     ("newer.gguf", 5, "newer.gguf: llama.cpp refused it: unknown model architecture: 'newer'",
      "hint: a newer llama-cpp-python may know it\n"),
@@ -168,7 +169,7 @@ def test_gates_come_after_the_figures(capsys):
     ("tiny.gguf --chart speed.svg", 2, "--chart speed.svg, expected a name that ends in .png", None),
     ("tiny.gguf --chart gone/speed.png", 1, "gone: no such directory", None),
     ("tiny.gguf --chart there.png", 1, "there.png: exists", "--force replaces it"),
-    ("tiny.gguf --memory-limit much", 2, "'much' is not a number of bytes",
+    ("tiny.gguf --memory-limit much", 2, "--memory-limit: 'much' is not a number of bytes",
      "a number and B, kB, MB, GB, TB (1000s) or KiB, MiB, GiB, TiB (1024s), as in 350MiB"),
     ("tiny.gguf --time-limit 0", 2, "--time-limit 0, expected more than 0 seconds", None),
     ("tiny.gguf --text a.txt", 2, "--text without --base: there is no model to compare with", "--base MODEL"),
