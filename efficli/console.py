@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from efficli.errors import EffiError
-from efficli.interrupt import discard
+from efficli.interrupt import discard, writing_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,8 +141,9 @@ class Terminal:
         if not sys.stdout:
             return
         encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
+        with writing_stdout():
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
 
     def prose(self, paragraphs: Iterable[str], indent: int = 2) -> None:
         """Sentences on stdout below a table: folded between words on a terminal, elsewhere a line each.
@@ -181,7 +182,8 @@ class Terminal:
             table.add_column(Text(column), justify=justify, overflow="fold", no_wrap=index > 0 and figures_fit)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))  # not markup: [b] may be part of a name
-        with console.capture() as drawn:  # rich would end the process where the reader has gone
+        # rich would end the process where the reader has gone; and it writes nothing, which a full device refuses too
+        with writing_stdout(), console.capture() as drawn:
             console.print(Text(title if is_data else f"\n{title}", style="bold"))
             console.print(table)
         (self.text if is_data else self._write)(drawn.get())

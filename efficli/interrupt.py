@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from efficli.errors import OutputError
 from efficli.ops.memory import WAYS, is_out_of_memory, out_of_memory
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _GRACE_S = 1.0
 """Further signals within this time are ignored: people press Ctrl-C twice, and the clean-up is under way."""
 
@@ -38,7 +41,8 @@ def guard(body: Callable[[], int], say: Callable[[str], None]) -> int:
             fill_closed_streams()
             code = body()
             if sys.stdout:
-                sys.stdout.flush()
+                with writing_stdout():
+                    sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
@@ -93,6 +97,20 @@ def fill_closed_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing_stdout() -> Iterator[None]:
+    """A stdout that takes no more, as on a full disk, is an OutputError; a reader that has gone stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        discard(1)
+        raise OutputError(f"cannot write to stdout: {os.strerror(error.errno).lower()}") from error
 
 
 def discard(descriptor: int) -> None:

@@ -163,15 +163,16 @@ def test_the_words_of_a_prune_and_of_its_dry_run(capsys, root, kept):
         (
             "prune --older-than 30",
             2,
-            "'30' is not a length of time",
+            "--older-than: '30' is not a length of time",
             "a number and s, min, h, d or w, as in 30d or 12h",
         ),
         (
             "prune --max-bytes 5G",
             2,
-            "'5G' is not a number of bytes",
+            "--max-bytes: '5G' is not a number of bytes",
             "a number and B, kB, MB, GB, TB (1000s) or KiB, MiB, GiB, TiB (1024s), as in 350MiB",
         ),
+        ("prune --all --kind wriet", 2, "--kind 'wriet' is no step whose results are kept", "did you mean 'write'?"),
         ("", 2, "missing command", "efficli cache --help"),
         ("prun", 2, "no such command 'prun'", "did you mean 'prune'?"),
     ],

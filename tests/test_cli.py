@@ -111,6 +111,13 @@ def test_the_reference_page_is_what_the_help_says():
     assert PAGE.read_text().count("## `efficli") == page().count("## `efficli") == 15
 
 
+@pytest.mark.parametrize("words", [["methods"], ["targets"], ["--version"]])
+def test_a_full_disk_behind_stdout_is_no_bug(words):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run([*EFFICLI, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to stdout: no space left on device\n")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_offered_and_works(shell):
     environment = {**os.environ, "_EFFICLI_COMPLETE": f"source_{shell}"}

@@ -13,7 +13,7 @@ import typer
 from efficli import __version__
 from efficli.console import Terminal
 from efficli.errors import EffiError
-from efficli.interrupt import fill_closed_streams, guard
+from efficli.interrupt import fill_closed_streams, guard, writing_stdout
 
 app = typer.Typer(
     name="efficli",
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         nonlocal terminal
-        parsed = app(argv, prog_name="efficli", standalone_mode=False)
+        with writing_stdout():
+            parsed = app(argv, prog_name="efficli", standalone_mode=False)
         if not isinstance(parsed, Job):
             return int(parsed or 0)  # help, version, completion
         terminal = parsed.terminal

@@ -87,8 +87,8 @@ def prune(
         from efficli.pipeline.cache import prune_cache
 
         result = prune_cache(
-            older_than_s=None if older_than is None else parse_duration(older_than),
-            max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+            older_than_s=None if older_than is None else parse_duration(older_than, "--older-than"),
+            max_bytes=None if max_bytes is None else parse_bytes(max_bytes, "--max-bytes"),
             kinds=kind or None,
             everything=everything,
             dry_run=dry_run,

@@ -10,12 +10,16 @@ _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _WORD = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*([a-z]+)\s*", re.ASCII | re.IGNORECASE)
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of "30d", "12h", "90 min", "1.5h", "45s", "2w"; UsageError for anything else, a bare number included."""
+def parse_duration(text: str, where: str | None = None) -> float:
+    """Seconds of "30d", "12h", "90 min", "1.5h", "45s", "2w"; UsageError for anything else, a bare number included.
+
+    `where` the text comes from, as --older-than, is told.
+    """
     found = _WORD.fullmatch(text)
     size = _UNITS.get(found[2].lower()) if found else None
     if found is None or size is None:
-        raise UsageError(f"{text!r} is not a length of time", hint="a number and s, min, h, d or w, as in 30d or 12h")
+        hint = "a number and s, min, h, d or w, as in 30d or 12h"
+        raise UsageError(f"{text!r} is not a length of time", hint=hint, where=where)
     return float(found[1]) * size
 
 

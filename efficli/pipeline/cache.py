@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficli.errors import UsageError
+from efficli.errors import UsageError, did_you_mean
 from efficli.ops.byte_size import binary_bytes
 from efficli.ops.duration import duration_text
 from efficli.store import Entry, Pruned, Store, default_root
@@ -16,6 +16,8 @@ from efficli.store import Entry, Pruned, Store, default_root
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Title, headings, rows."""
 
+STEPS = ("pass", "imatrix", "write", "certificate")
+"""Steps of a run whose results are kept."""
 _SHOWN_DIGITS = 8
 _NAMES = ("method", "model", "format", "type", "types")
 """Ingredients that say what a result is, where nobody has given it a label."""
@@ -106,7 +108,7 @@ def prune_cache(
 ) -> PruneResult:
     """Remove results, the least recently used first: see `Store.prune`; what is damaged or half written goes as well.
 
-    UsageError if nothing says which, OutputError if a run uses the cache.
+    UsageError if nothing says which or a kind is unknown, OutputError if a run uses the cache.
     """
     if older_than_s is None and max_bytes is None and not everything:
         raise UsageError(
@@ -114,6 +116,10 @@ def prune_cache(
             hint="efficli cache prune --older-than 30d",
         )
     store = Store(root or default_root())
+    known = {*STEPS, *(entry.kind for entry in store.entries())}
+    for kind in sorted(set(kinds or ()) - known):
+        near = did_you_mean(kind, sorted(known)) or f"one of {', '.join(sorted(known))}"
+        raise UsageError(f"--kind {kind!r} is no step whose results are kept", hint=near)
     pruned = store.prune(
         older_than_s=older_than_s, max_bytes=max_bytes, kinds=kinds, everything=everything, dry_run=dry_run
     )
