@@ -201,6 +201,11 @@ def test_what_cannot_be_read(name, tmp_path, capsys):
     assert hint.startswith("hint: ")
 
 
+def test_no_word_is_not_the_current_directory(capsys):
+    code, out, err = run(capsys, "")
+    assert (code, out, err.splitlines()[0]) == (1, "", "error: no such checkpoint: ''")
+
+
 def model_without_outputs() -> onnx.ModelProto:
     model = make()
     model.graph.ClearField("output")

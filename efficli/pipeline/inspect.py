@@ -34,7 +34,7 @@ def inspect(
     progress = progress or Silent()
     word = os.fspath(path)
     place = Path(word).expanduser()
-    if (word in EMBEDDED and not isinstance(path, Path)) or not os.path.lexists(place):
+    if not word or (word in EMBEDDED and not isinstance(path, Path)) or not os.path.lexists(place):
         return _checkpoint(word, revision, scan, progress)
     if place.is_dir():
         return _folder(place, revision, scan, progress)
