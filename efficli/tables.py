@@ -78,8 +78,8 @@ def show_run(terminal: Terminal, result: ExportResult) -> None:
     rows = [[step.kind, named(step.what), "from the cache" if step.cached else _seconds(step)] for step in result.steps]
     terminal.table(title, ("step", "of", "time"), rows)
     for step in result.steps:
-        if 0 < len(step.changed) <= _FEW_CHANGES:
-            terminal.note(f"{step.kind} of {step.what} anew: {', '.join(step.changed)} changed since the last time")
+        if 0 < len(step.changed) <= _FEW_CHANGES and "input" not in step.changed:
+            terminal.note(f"{step.kind} of {step.what} anew: what is kept differs in {', '.join(step.changed)}")
     if rehearsed:
         terminal.note("every step ran on a random clone of two layers; nothing was kept")
         return

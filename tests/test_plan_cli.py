@@ -185,6 +185,19 @@ def cpu_seconds(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["-c", "4096"], "error: --ctx-size 4096: reference was made for at most 2048\nhint: --ctx-size 2048\n"),
+        (["--target", ""], "error: --target '' names nothing\n"),
+        (["--type", ","], "error: --type ',' names nothing\n"),
+    ],
+)
+def test_what_cannot_be_planned_is_no_answer_to_something_else(capsys, words, line):
+    assert cli.main(["plan", "reference", *words]) == 2
+    assert capsys.readouterr() == ("", line)
+
+
 def test_a_recipe_is_held_against_its_targets(capsys, tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("EFFICLI_CACHE_DIR", str(tmp_path / "cache"))
     recipe = tmp_path / "recipe.yaml"
@@ -202,6 +215,7 @@ def test_a_recipe_is_held_against_its_targets(capsys, tmp_path, tiny, monkeypatc
     out, err = capsys.readouterr()
     assert (code, out) == (4, "")
     assert err == (
+        "note: tiny: context of 2048 instead of 4096, the model's longest\n"
         "error: tiny: Reference-8.9M-Q4_0.gguf with a context of 2048 needs 29.08 MiB, expected at most 1.00 MiB; "
         "limited by the weights\nhint: a smaller type\n"
     )

@@ -42,7 +42,13 @@ def plan(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", "-t", min=1, metavar="N", help="On the device; else as calibrated.", rich_help_panel=_DEVICE
+            "--threads",
+            "-t",
+            min=1,
+            max=512,
+            metavar="N",
+            help="On the device; else as calibrated.",
+            rich_help_panel=_DEVICE,
         ),
     ] = None,
     types: Annotated[
@@ -91,9 +97,9 @@ def plan(
             plan_chart.check(chart, force, targets=bool(target))
         result = find(
             model,
-            targets=_names(target),
+            targets=_names("--target", target),
             ctx=_numbers(ctx_size),
-            types=_names(types) or None,
+            types=_names("--type", types) or None,
             all_types=all_types,
             cache_type_k=cache_type_k,
             cache_type_v=cache_type_v,
@@ -131,5 +137,9 @@ def _numbers(words: Sequence[str] | None) -> tuple[int, ...] | None:
         raise UsageError(f"--ctx-size {','.join(words)!r}, expected numbers with commas between them") from None
 
 
-def _names(words: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(name.strip() for word in words or () for name in word.split(",") if name.strip())
+def _names(option: str, words: Sequence[str] | None) -> tuple[str, ...]:
+    """`a,b`, or the option more than once; an empty one is a variable that was not set."""
+    names = tuple(name.strip() for word in words or () for name in word.split(",") if name.strip())
+    if words and not names:
+        raise UsageError(f"{option} {','.join(words)!r} names nothing")
+    return names

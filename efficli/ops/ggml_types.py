@@ -75,6 +75,7 @@ def _nearest(name: str, known: Mapping[str, int]) -> str:
         return f"one of {', '.join(known)}"
     return near.upper().replace("DID YOU MEAN", "did you mean").replace(" OR ", " or ")
 
+
 BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
     dict.fromkeys(("Q4_0", "IQ4_NL"), (32, 18))
     | {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}

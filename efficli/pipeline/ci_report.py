@@ -165,7 +165,7 @@ def junit(result: ExportResult | None, ending: Ending | None) -> bytes:
     gates = result.gates if result is not None else ()
     unmet = [gate for gate in gates if not gate.met]
     broken = ending is not None and not any(gate.error is ending.error for gate in unmet)
-    seconds = f"{sum(result.seconds.values()) if result else 0:.3f}"
+    seconds = f"{sum(step.seconds for step in result.steps) if result else 0:.3f}"
     suite = ElementTree.Element(
         "testsuite",
         name="efficli",

@@ -57,6 +57,9 @@ def check_fit(recipe: Recipe, jobs: Sequence[GgufJob], progress: Progress) -> tu
             for model in [_model(job)]
             for file in _files(job)
         ]
+        longest = max(one.ctx for _, one in found)
+        if longest < recipe.ctx_size and "ctx_size" in recipe.model_fields_set:
+            progress.note(f"{target.name}: context of {longest} instead of {recipe.ctx_size}, the model's longest")
         if all(one.verdict == "NO" for _, one in found):
             raise _nothing_fits(target, *min(found, key=lambda pair: pair[1].need_bytes))
         for file, one in found:

@@ -62,7 +62,7 @@ def judge_sizes(gates: Gates, files: Sequence[ExportedFile]) -> list[Judgement]:
     for file in files:
         error = None
         if file.nbytes > gates.max_bytes:
-            told = f"{binary_bytes(file.nbytes)}, at most {binary_bytes(gates.max_bytes)} wanted"
+            told = f"{binary_bytes(file.nbytes)}, expected at most {binary_bytes(gates.max_bytes)}"
             error = FitError(told, where=file.name, hint="take a type with fewer bits; nothing was written")
         found.append(Judgement(gate="max_bytes", file=file.name, limit=gates.max_bytes, found=file.nbytes, error=error))
     return found

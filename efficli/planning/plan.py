@@ -191,8 +191,8 @@ def plan(
     """What `model` (directory, hub id, `reference`) would be as GGUF files, and what devices would do with them.
 
     No weight is read, and of a hub id only the small files are fetched. `targets`: names, or YAML files. `ctx`: lengths
-    of contexts, cut to the longest that the model was made for. `types`: llama.cpp's names, a usual dozen by default,
-    `all_types` all. `cache_type_k`, `cache_type_v`: of the KV cache. `uplink` in bits a second, `pass_s` in seconds;
+    of contexts, cut to the longest that the model was made for, an error if none is within it. `types`: llama.cpp's
+    names, a usual dozen by default, `all_types` all. `cache_type_k`, `cache_type_v`: of the KV cache. `uplink` in bits a second, `pass_s` in seconds;
     what is left out is the target's link, or the usual. Errors: UsageError (an unknown target or type, a context below
     1), UnsupportedError (a family that is not known), those of the checkpoint. That nothing fits is no error here:
     `failure` of the result.
@@ -278,6 +278,9 @@ def _contexts(model: PlannedModel, asked: Sequence[int] | None, with_target: boo
     wanted = asked or ((CONTEXT,) if with_target else CONTEXTS)
     longest = model.max_positions
     beyond = [str(one) for one in asked or () if one > longest]
+    if asked and len(beyond) == len(asked):
+        told = f"--ctx-size {','.join(beyond)}: {model.name} was made for at most {longest}"
+        raise UsageError(told, hint=f"--ctx-size {longest}")
     notes = [f"a context of {', '.join(beyond)} is more than the {longest} that it was made for"] if beyond else []
     return tuple(sorted({min(one, longest) for one in wanted})), notes
 

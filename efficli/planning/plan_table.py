@@ -118,7 +118,7 @@ def _side_by_side(
 
 
 def recommendation_tables(result: PlanResult) -> Iterator[Table]:
-    """Where there are several devices or contexts: the largest type that fits each."""
+    """Where there are several devices or contexts: the largest quantized type that fits each."""
     pairs = _pairs(result)
     if len(pairs) < 2:
         return
@@ -130,7 +130,7 @@ def recommendation_tables(result: PlanResult) -> Iterator[Table]:
             rows.append([name, "-", "-", "-", usable])
         else:
             rows.append([name, best[0].type, _speed(best[1]), size(best[1].need_bytes), usable])
-    yield "The largest type that fits, predicted", ("", "take", "tokens/s", "needs", "usable"), rows
+    yield "The largest quantized type that fits, predicted", ("", "take", "tokens/s", "needs", "usable"), rows
 
 
 def recommendations(result: PlanResult) -> Iterator[str]:

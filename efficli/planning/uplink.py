@@ -112,4 +112,4 @@ def make_uplink(
 
 def parse_pass(text: str | None) -> float | None:
     """Seconds of "8min" or "480s"."""
-    return None if text is None else parse_duration(text)
+    return None if text is None else parse_duration(text, "--pass")

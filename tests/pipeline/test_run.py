@@ -198,7 +198,7 @@ def test_a_file_that_is_too_large_is_told_before_anything_is_computed(folder, fi
         def start(self, task, total, unit=""):
             progress[task] += 1
 
-    with pytest.raises(FitError, match=r"KiB, at most 1\.00 KiB wanted"):
+    with pytest.raises(FitError, match=r"KiB, expected at most 1\.00 KiB"):
         again(folder, "gates.max_bytes=1024", "passes=[]", progress=Tasks())
     assert not [task for task in progress if "writing" in task or "certificate" in task]
 
