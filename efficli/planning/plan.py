@@ -190,12 +190,12 @@ def plan(
 ) -> PlanResult:
     """What `model` (directory, hub id, `reference`) would be as GGUF files, and what devices would do with them.
 
-    No weight is read, and of a hub id only the small files are fetched. `targets`: names, or YAML files. `ctx`: lengths
-    of contexts, cut to the longest that the model was made for, an error if none is within it. `types`: llama.cpp's
-    names, a usual dozen by default, `all_types` all. `cache_type_k`, `cache_type_v`: of the KV cache. `uplink` in bits a second, `pass_s` in seconds;
-    what is left out is the target's link, or the usual. Errors: UsageError (an unknown target or type, a context below
-    1), UnsupportedError (a family that is not known), those of the checkpoint. That nothing fits is no error here:
-    `failure` of the result.
+    No weight is read, and of a hub id only the small files are fetched. `targets`: names, or YAML files. `ctx`:
+    lengths of contexts, cut to the longest that the model was made for, an error if none is within it. `types`:
+    llama.cpp's names, a usual dozen by default, `all_types` all. `cache_type_k`, `cache_type_v`: of the KV cache.
+    `uplink` in bits a second, `pass_s` in seconds; what is left out is the target's link, or the usual. Errors:
+    UsageError (an unknown target or type, a context below 1), UnsupportedError (a family that is not known), those of
+    the checkpoint. That nothing fits is no error here: `failure` of the result.
     """
     if types is not None and all_types:
         raise UsageError("--type and --all-types, expected one of them")
