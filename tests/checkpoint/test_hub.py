@@ -153,7 +153,9 @@ def test_index_of_a_hub_model_that_names_another_repository(cache: Path, tmp_pat
 
 
 @pytest.mark.parametrize("word", ["org/pico/x", "../x", "/none/at/all", "org/../x", "-x/y", "a b", "org/", "x@", ""])
-def test_words_that_are_no_hub_id(cache: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_are_no_hub_id(cache: Path, word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # `../x` may be something where the tests are
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(EffiError, match="no such checkpoint"):
         locate(word)
