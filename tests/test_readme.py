@@ -60,6 +60,7 @@ def test_the_commands_run_on_a_small_model(model, tmp_path, monkeypatch, capsys)
             "--revision",
             "--imatrix",
             *(WORKLOAD if words[0] == "bench" else ()),
+            *(("--ctx-size",) if words[0] == "plan" else ()),  # longer than the small model's
         ):
             if option in words:
                 del words[words.index(option) : words.index(option) + 2]

@@ -23,6 +23,7 @@ def minilm() -> Path:
     return minilm_folder()
 
 
+@pytest.mark.slow
 def test_minilm(minilm: Path, tmp_path: Path) -> None:
     """F32 is the origin, fewer bits are further, PyTorch and the F32 file give the same certificate."""
     text = tmp_path / "lines.txt"

@@ -23,6 +23,7 @@ def minilm() -> Path:
     return minilm_folder()
 
 
+@pytest.mark.slow
 def test_minilm(minilm: Path, tmp_path: Path) -> None:
     """What llama.cpp and its users are told is what sentence-transformers computes, within what Q8_0 costs."""
     text = tmp_path / "lines.txt"

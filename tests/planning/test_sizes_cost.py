@@ -90,6 +90,7 @@ def test_the_reference_is_planned_in_0_8_s_of_processor_time() -> None:
     assert least("reference", 0.8, types=34) <= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [True, False])
 def test_a_vocabulary_of_128_k_takes_at_most_2_s(pairs: bool, tmp_path: Path) -> None:
     write_vocabulary(tmp_path, pairs=pairs)
