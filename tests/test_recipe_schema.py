@@ -110,6 +110,7 @@ def changed(values: Any, path: tuple[str | int, ...], new: Any) -> Any:
     return out
 
 
+@pytest.mark.slow
 def test_what_the_schema_refuses_loading_refuses_too(tmp_path):
     """Every value of a recipe with all keys, replaced by values of every kind."""
     values = parse(WHOLE, "whole").values

@@ -318,6 +318,7 @@ def test_a_huge_header_costs_no_memory(models, tmp_path):
             assert peak < 200 << 10  # kB, most of it Python and what it imports
 
 
+@pytest.mark.slow
 def test_tensors_by_the_hundred_thousand_are_read_in_time(models, tmp_path, capsys):
     """Row 16."""
     (row,) = [row for row in ROWS if row.number == 16 and row.damage is many_tensors]

@@ -157,6 +157,7 @@ def test_include_and_exclude(tmp_path: Path) -> None:
         run(folder, tmp_path / "b", rank=8, exclude=".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "phi3", "bert"])
 def test_families_whose_matrices_are_stored_otherwise(family: str, tmp_path: Path) -> None:
     model = models.build(family)

@@ -141,6 +141,7 @@ def test_importance_matrix_computed_on_the_way(checkpoint, tmp_path):
     assert result.files[0].nbytes == pytest.approx(plain.files[0].nbytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_types_that_need_an_importance_matrix_get_the_computed_one(tmp_path):
     checkpoint = write_llama(tmp_path / "wide", hidden=256, ffn=256, heads=4, layers=1)
     planned = efficli.export(checkpoint, tmp_path / "out", types=("IQ3_XXS",), imatrix="auto", dry_run=True)
