@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from efficli.errors import FitError
 
-WAYS = (MemoryError, OSError, RuntimeError)
+WAYS = (MemoryError, OSError, RuntimeError, SystemError)
 """The exceptions among which `is_out_of_memory` chooses."""
 
 
@@ -16,6 +16,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how Python tells that there is no memory: for objects, for a mapping, or for a thread's stack."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, SystemError):  # there was no memory for the exception that would have said so
+        return "without exception set" in str(error) or "without setting an exception" in str(error)
     return isinstance(error, MemoryError) or str(error) == "can't start new thread"
 
 

@@ -19,7 +19,7 @@ from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import Certificate, find_origin
 from efficli.bench.wording import count
 from efficli.checkpoint import Checkpoint, open_checkpoint
-from efficli.errors import CheckpointError, EffiError, UsageError
+from efficli.errors import CheckpointError, EffiError, OutputError, UsageError
 from efficli.export.card import Row, carry_along, write_card
 from efficli.export.gguf.job import GgufJob, compare_tokens
 from efficli.export.gguf.verify import Verified, verify_file
@@ -87,6 +87,10 @@ class RecipeRun:
             told = provenance.lock(self.recipe, self.base, fingerprint)
             write_file(drafted.path / provenance.LOCK, json.dumps(told, indent=2, sort_keys=True) + "\n")
             remove_tree(scratch)
+            if scratch.exists():
+                raise OutputError(
+                    f"cannot remove {scratch.name}, which is no part of the artifact", where=scratch.parent.name
+                )
             with self.clock("publish"):
                 hashed = [FileRecord(w.path.name, w.nbytes, w.sha256) for w in self.written]
                 self.result = replace(self.result, seconds=dict(self.clock.seconds))
