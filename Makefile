@@ -53,7 +53,7 @@ KEPT          := '^(torch|llama_cpp_python|gguf|numpy|safetensors|sentencepiece|
 
 transformers4: .venv4/.dev  ## the tests that run transformers, under its release 4
 	OMP_NUM_THREADS=1 .venv4/bin/python -m pytest -q -m "not slow and not gpu" \
-	  tests/export tests/bench tests/pipeline tests/test_families.py
+	  tests/export tests/bench tests/network tests/pipeline tests/test_families.py
 
 gpu: $(VENV)/.dev  ## tests that need a CUDA device
 	$(PYTEST) -m gpu

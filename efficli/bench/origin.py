@@ -6,7 +6,6 @@ Only used in the child process of a measurement, as torch and transformers are h
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from efficli.bench.transformers4 import config_for
-from efficli.errors import CheckpointError, MissingExtra, UnsupportedError, UsageError
+from efficli.errors import CheckpointError, UnsupportedError, UsageError
+from efficli.network.loading import libraries, load
 
 Float32 = NDArray[np.float32]
 
@@ -35,56 +34,14 @@ class LogitSource(Protocol):
         """Logits of positions first.. in blocks of up to `rows`: (position of the first row, (rows, vocab))."""
 
 
-def torch_is_installed() -> bool:
-    """Whether PyTorch and transformers are there; neither is imported."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def _libraries() -> tuple[Any, Any]:
-    """The modules torch and transformers, quiet."""
-    if not torch_is_installed():
-        raise MissingExtra("torch and transformers", "torch")
-    import torch
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return torch, transformers
-
-
-def _load(loader: Any, root: Path, torch: Any) -> Any:
-    """A float32 model from a local directory, with every weight from the checkpoint."""
-    import transformers
-
-    try:
-        model, found = loader.from_pretrained(
-            root,
-            config=config_for(transformers, root),
-            dtype=torch.float32,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"transformers could not load it: {line}", where=str(root)) from error
-    # transformers fills what is missing with random numbers and goes on
-    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
-    if missing:
-        raise CheckpointError(f"missing {len(missing)} tensors: {', '.join(missing[:3])}", where=str(root))
-    return model.eval()
-
-
 class TorchModel:
     """A causal language model in float32, by transformers."""
 
     def __init__(self, root: str | Path, *, threads: int) -> None:
-        torch, transformers = _libraries()
+        torch, transformers = libraries()
         torch.set_num_threads(threads)
         self._torch = torch
-        self._model = _load(transformers.AutoModelForCausalLM, Path(root), torch)
+        self._model = load(transformers.AutoModelForCausalLM, Path(root))
         self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self.root = Path(root)
         self.runtime = f"PyTorch {torch.__version__} float32, transformers {transformers.__version__}"
@@ -113,10 +70,10 @@ class TorchWriter:
     """A causal language model with its tokenizer and cache, for writing completions (`ops.sampling.Writer`)."""
 
     def __init__(self, root: str | Path, *, threads: int) -> None:
-        torch, transformers = _libraries()
+        torch, transformers = libraries()
         torch.set_num_threads(threads)
         self._torch = torch
-        self._model = _load(transformers.AutoModelForCausalLM, Path(root), torch)
+        self._model = load(transformers.AutoModelForCausalLM, Path(root))
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 root, trust_remote_code=False, local_files_only=True
@@ -165,11 +122,11 @@ class TorchEncoder:
     """A sentence embedding model in float32, by transformers, pooled as its `1_Pooling/config.json` says."""
 
     def __init__(self, root: str | Path, *, threads: int) -> None:
-        torch, transformers = _libraries()
+        torch, transformers = libraries()
         torch.set_num_threads(threads)
         self._torch = torch
         self.pooling = read_pooling(Path(root))
-        self._model = _load(transformers.AutoModel, Path(root), torch)
+        self._model = load(transformers.AutoModel, Path(root))
         self.runtime = f"PyTorch {torch.__version__} float32, transformers {transformers.__version__}"
 
     def embed(self, ids: Sequence[int]) -> Float32:

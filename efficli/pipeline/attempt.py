@@ -12,8 +12,8 @@ from typing import Any
 from efficli.artifact.temporary import scratch_directory
 from efficli.bench import compare
 from efficli.bench.compare import Side
-from efficli.bench.origin import torch_is_installed
 from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.network.loading import torch_is_installed
 from efficli.ops.sampling import Completion
 from efficli.pipeline.plain_file import write_plain
 from efficli.progress import Progress, Silent

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import MAX_POSITIONS
 from efficli.catalog import kind_of
+from efficli.network.loading import torch_is_installed
 from efficli.ops.llama_model import available_threads
 from efficli.pipeline.bench_request import DEPTH, N_GEN, N_PROMPT
 from efficli.pipeline.result import ExportResult

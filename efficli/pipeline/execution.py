@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from efficli.artifact import FileRecord, draft
-from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import Certificate, find_origin
 from efficli.bench.wording import count
 from efficli.checkpoint import Checkpoint, open_checkpoint
@@ -24,6 +23,7 @@ from efficli.export.card import Row, carry_along, write_card
 from efficli.export.gguf.job import GgufJob, compare_tokens
 from efficli.export.gguf.verify import Verified, verify_file
 from efficli.export.gguf.writer import WrittenFile
+from efficli.network.loading import torch_is_installed
 from efficli.ops.storage import remove_tree, write_file
 from efficli.pipeline import provenance
 from efficli.pipeline.bench import bench

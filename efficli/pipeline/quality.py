@@ -9,12 +9,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from efficli.bench.origin import torch_is_installed
 from efficli.bench.quality import MAX_POSITIONS, Certificate, certify_all
 from efficli.bench.texts import evaluation_texts
 from efficli.checkpoint import Checkpoint
 from efficli.export.gguf.vocab_check import SourceTokenizer
 from efficli.export.gguf.writer import WrittenFile
+from efficli.network.loading import torch_is_installed
 from efficli.ops.llama_model import available_threads
 from efficli.ops.storage import write_file
 from efficli.pipeline.passes import Digests

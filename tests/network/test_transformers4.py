@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from efficli.bench.origin import TorchModel
-from efficli.bench.transformers4 import in_old_words
+from efficli.network.transformers4 import in_old_words
 from tests import models
 from tests.models import LINEAR, LLAMA3, YARN, as_transformers_4, longrope
 
