@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
 from efficli import tensorwise
 from efficli.checkpoint import Checkpoint
-from efficli.checkpoint.sidecar import Origin, Sidecar, Step, compress, write_sidecar
+from efficli.checkpoint.sidecar import ALLOCATION_DROPPED, Origin, Sidecar, Step, compress, sealed, write_sidecar
 from efficli.errors import UsageError, did_you_mean
 from efficli.method import (
     Context,
@@ -119,6 +119,7 @@ def run_method(
 ) -> Outcome:
     """Run a method from `ckpt` into the empty `folder`, which is then a checkpoint with its sidecar.
 
+    An allocation of types that `ckpt` has is dropped, with a row in the report, where the method makes no other one.
     The origin stays that of `ckpt`. Where it has none it is `origin`, by default `ckpt` itself, whose fingerprint is
     then made from its weights. With `context.headers_only` no weight is read, and an origin that would have to be
     made is left out. Errors are the method's own, and OutputError.
@@ -136,7 +137,10 @@ def run_method(
     sidecar = parent.model_copy(update={"steps": [*parent.steps, step]})
     if parent.origin is not None or origin is not None or not context.headers_only:
         sidecar = compress(parent, step, parent.origin or origin or _origin(ckpt, context))
-    sidecar = sidecar.model_copy(update={"packed": dict(outcome.packed)})
+    allocation = None if outcome.allocation is None else sealed(outcome.allocation, folder)
+    if parent.allocation is not None and allocation is None:
+        outcome = replace(outcome, report=(*outcome.report, ALLOCATION_DROPPED))
+    sidecar = sidecar.model_copy(update={"packed": dict(outcome.packed), "allocation": allocation})
     with writing(folder):
         path = write_sidecar(folder, sidecar)
         sync_file(path)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator
 
 from efficli.checkpoint import Checkpoint
-from efficli.checkpoint.sidecar import Packed
+from efficli.checkpoint.sidecar import Allocation, Packed
 from efficli.progress import Progress, Silent
 from efficli.strict_schema import Part
 
@@ -86,6 +86,8 @@ class Outcome:
     """Rows for a reader: what was changed, and what was not although it was asked for."""
     packed: Mapping[str, Packed] = field(default_factory=dict)
     """Exact codes that are kept beside the new weights."""
+    allocation: Allocation | None = None
+    """The types of a file's tensors, where the method chose them; its imatrix is written beside the new weights."""
 
 
 class WholeModel(Protocol):

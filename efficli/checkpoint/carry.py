@@ -14,7 +14,11 @@ from efficli.checkpoint.reader import Checkpoint
 from efficli.checkpoint.safetensors_file import write_file
 from efficli.checkpoint.shards import INDEX, PICKLES, SINGLE
 from efficli.checkpoint.sidecar import FILE, PACKED, PACKED_METADATA, Packed, edit, packed_blocks, packed_sizes
+from efficli.checkpoint.tensor_types import TENSOR_TYPES
 from efficli.ops.storage import byte_text, writing
+
+RECIPE = "recipe.yaml"
+"""Beside the weights of a compressed checkpoint: the command line that made it, as a recipe."""
 
 MAX_SMALL_BYTES = 1 << 28
 """A larger file beside the weights is no tokenizer and no card."""
@@ -27,10 +31,14 @@ _MODULE = re.compile(r"\d+_\w+")
 def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
     """Copy every file that is not weights, config.json or sidecar into `folder`; returns what was left out and why.
 
+    What a pass wrote beside the sidecar goes with it: the allocation's imatrix and its text, the recipe.
     A link that leaves the checkpoint is a SecurityError, as everywhere.
     """
     own = {SINGLE, INDEX, FILE, "config.json"}
-    own |= {entry.file for entry in ckpt.sidecar.packed.values()} if ckpt.sidecar else set()
+    if ckpt.sidecar is not None:
+        own |= {RECIPE, TENSOR_TYPES, *(entry.file for entry in ckpt.sidecar.packed.values())}
+        allocation = ckpt.sidecar.allocation
+        own |= {allocation.imatrix} if allocation is not None and allocation.imatrix is not None else set()
     left_out = []
     for name in sorted(set(small_names(ckpt.root)) - own):
         path = ckpt.file(name)

@@ -2,7 +2,8 @@
 
 Version 1. `origin` is the checkpoint that this one is a compression of: compressing keeps it, fine-tuning sets it.
 A pass that chose exact codes for a tensor keeps them (packed blocks) in a file beside the weights, with their hash:
-exporters copy them verbatim, and a pass that edits such a tensor drops them and says so.
+exporters copy them verbatim, and a pass that edits such a tensor drops them and says so. A pass that chose the types
+of a file's tensors keeps its choice (the allocation), which holds for these weights: every later pass drops it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from efficli.checkpoint import strict_json
-from efficli.checkpoint.files import contained, open_regular, read_exactly, single_name
+from efficli.checkpoint.files import contained, open_regular, read_exactly, single_name, slabs
 from efficli.checkpoint.header import read_header
 from efficli.checkpoint.safetensors_file import write_file
 from efficli.errors import CheckpointError, SecurityError, UnsupportedError
@@ -26,6 +27,11 @@ PACKED = "efficli-packed.safetensors"
 """Where `write_packed` puts blocks: one U8 tensor for each packed tensor, of the same name."""
 PACKED_METADATA = {"efficli.version": "1"}
 """The header's metadata of such a file."""
+
+IMATRIX = "imatrix.gguf"
+"""Where a pass puts the importance matrix that its allocation was chosen with."""
+ALLOCATION_DROPPED = "the allocation of types was chosen for other weights and is dropped"
+"""What a pass over a checkpoint with an allocation reports."""
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -65,6 +71,30 @@ class Packed(BaseModel):
         return file
 
 
+class Allocation(BaseModel):
+    """The type of each weight of a file, chosen together by a pass, and the importance matrix to encode them with.
+
+    Tensors that keep F32 in every file (vectors, norms, routers) need not be named.
+    """
+
+    model_config = _STRICT
+    format: Literal["gguf"] = "gguf"
+    types: dict[str, str] = Field(min_length=1)
+    """Name of a tensor in the file -> ggml's type (`Q4_K`)."""
+    imatrix: str | None = None
+    """The plain name of a file beside the weights, in llama-imatrix's format."""
+    imatrix_sha256: str | None = Field(default=None, pattern=_SHA256)
+    """Of that file; `sealed` records it."""
+
+    @model_validator(mode="after")
+    def _plain(self) -> Self:
+        if self.imatrix is not None and not single_name(self.imatrix):
+            raise ValueError("imatrix must be the plain name of a file beside the weights")
+        if self.imatrix is None and self.imatrix_sha256 is not None:
+            raise ValueError("imatrix_sha256 of no imatrix")
+        return self
+
+
 class Sidecar(BaseModel):
     """All of `efficli.json`; what it says is changed only by making a new one."""
 
@@ -74,6 +104,7 @@ class Sidecar(BaseModel):
     steps: list[Step] = Field(default_factory=list)
     origin: Origin | None = None
     packed: dict[str, Packed] = Field(default_factory=dict)
+    allocation: Allocation | None = None
 
 
 def read_sidecar(root: Path) -> Sidecar | None:
@@ -112,8 +143,9 @@ def compress(parent: Sidecar | None, step: Step, parent_origin: Origin) -> Sidec
 
 
 def fine_tune(parent: Sidecar | None, step: Step, origin: Origin) -> tuple[Sidecar, list[str]]:
-    """The sidecar after training: `origin` becomes the checkpoint to compare with, packed blocks go; with notes."""
+    """The sidecar after training: `origin` becomes the checkpoint to compare with, what was chosen goes; with notes."""
     notes = [_dropped(name, packed) for name, packed in sorted(parent.packed.items())] if parent else []
+    notes += [ALLOCATION_DROPPED] if parent is not None and parent.allocation is not None else []
     steps = [*parent.steps, step] if parent else [step]
     return Sidecar(steps=steps, origin=origin), notes
 
@@ -156,6 +188,28 @@ def packed_blocks(root: Path, sidecar: Sidecar, name: str) -> bytes:
     return data
 
 
+def sealed(allocation: Allocation, folder: Path) -> Allocation:
+    """The allocation with the SHA-256 of its importance matrix in `folder`; as it is where that is not written."""
+    path = None if allocation.imatrix is None else contained(folder, allocation.imatrix)
+    if path is None or not path.exists():
+        return allocation
+    return allocation.model_copy(update={"imatrix_sha256": _file_sha256(path)})
+
+
+def allocation_imatrix(root: Path, allocation: Allocation) -> Path | None:
+    """The importance matrix of an allocation, verified; a SecurityError if it is not the one that the pass used."""
+    if allocation.imatrix is None:
+        return None
+    path = contained(root, allocation.imatrix)
+    if not path.exists():
+        raise CheckpointError(f"{FILE} names {allocation.imatrix}, which is not here", where=root.name)
+    if allocation.imatrix_sha256 is None:
+        raise CheckpointError(f"allocation: imatrix_sha256 of {allocation.imatrix} is missing", where=FILE)
+    if _file_sha256(path) != allocation.imatrix_sha256:
+        raise SecurityError(f"sha256 of the importance matrix differs from {FILE}", where=allocation.imatrix)
+    return path
+
+
 def packed_sizes(root: Path, sidecar: Sidecar) -> dict[str, int]:
     """Bytes of the packed blocks of every tensor that has some; only headers are read."""
     sizes: dict[str, int] = {}
@@ -173,6 +227,13 @@ def packed_sizes(root: Path, sidecar: Sidecar) -> dict[str, int]:
         else:
             sizes |= dict.fromkeys(members, path.stat().st_size)
     return sizes
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for piece in slabs(path, path.name):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _tensor_bytes(path: Path, name: str) -> bytes:

@@ -43,11 +43,14 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the artifact.")],
     format: Annotated[str, typer.Option(metavar="gguf", help="File format.", rich_help_panel=TYPES)] = "gguf",
     type: Annotated[
-        str,
+        str | None,
         option(
-            "--type", metavar="TYPE[,TYPE]", panel=TYPES, about="Q4_K_M, Q8_0, IQ4_NL, F16 ...; several in one read."
+            "--type",
+            metavar="TYPE[,TYPE]",
+            panel=TYPES,
+            about="Q4_K_M, Q8_0 ... or MIXED (types that quantize allocated); by default MIXED or Q4_K_M.",
         ),
-    ] = "Q4_K_M",
+    ] = None,
     imatrix: Annotated[
         str | None,
         typer.Option(metavar="FILE|auto", help="Importance matrix: a file, or computed now.", rich_help_panel=TYPES),
@@ -109,7 +112,7 @@ def export(
             model,
             output,
             format=format,
-            types=tuple(part.strip() for part in type.split(",") if part.strip()),
+            types=None if type is None else tuple(part.strip() for part in type.split(",") if part.strip()),
             imatrix=imatrix,
             tensor_types=tuple(_override(word) for word in tensor_type or ()),
             output_tensor_type=output_tensor_type,

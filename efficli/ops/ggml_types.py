@@ -38,6 +38,9 @@ FILE_TYPES: Mapping[str, int] = numbered(
 ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
 """Names that llama.cpp accepts for another."""
 
+MIXED = "MIXED"
+"""Not one of llama.cpp's: a type for each tensor, as a pass allocated them to the checkpoint."""
+
 NEED_IMATRIX = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 """Tensor types that are garbage without an importance matrix, says llama.cpp; and file types named for them."""
 
@@ -52,6 +55,29 @@ def file_type(name: str) -> str:
     if upper not in FILE_TYPES:
         raise UsageError(f"unknown type '{name}'", hint=_nearest(upper, FILE_TYPES))
     return upper
+
+
+def is_mixed(name: str) -> bool:
+    """Whether a file is asked for with the types that a pass allocated, in any case."""
+    return name.strip().upper() == MIXED
+
+
+def asked_type(name: str) -> str:
+    """As `file_type`, MIXED among them: what `--type` takes."""
+    return MIXED if is_mixed(name) else file_type(name)
+
+
+def mostly(num_weights: Mapping[str, int]) -> str:
+    """The file type whose main type holds most of the weights; `num_weights`: canonical tensor type -> weights.
+
+    Of several the one that llama.cpp takes the type's own name for (Q4_K: Q4_K_M). F32 where none is named for any.
+    """
+    named: dict[str, str] = {}
+    for name in FILE_TYPES:
+        named.setdefault(main_type(name), name)
+    named |= {kind: kind for kind in named if kind in FILE_TYPES} | dict(ALIASES)
+    held = [kind for kind in TYPE_IDS if kind in named and num_weights.get(kind)]
+    return named[max(held, key=lambda kind: num_weights[kind])] if held else "F32"
 
 
 def tensor_type(name: str) -> str:

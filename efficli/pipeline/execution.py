@@ -18,16 +18,18 @@ from efficli.artifact import FileRecord, draft
 from efficli.bench.quality import Certificate, find_origin
 from efficli.bench.wording import count
 from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.checkpoint.tensor_types import TENSOR_TYPES, tensor_types_text
 from efficli.errors import CheckpointError, EffiError, OutputError, UsageError
 from efficli.export.card import Row, carry_along, write_card
 from efficli.export.gguf.job import GgufJob, compare_tokens
 from efficli.export.gguf.verify import Verified, verify_file
 from efficli.export.gguf.writer import WrittenFile
 from efficli.network.loading import torch_is_installed
+from efficli.ops.ggml_types import is_mixed
 from efficli.ops.storage import remove_tree, write_file
 from efficli.pipeline import provenance
 from efficli.pipeline.bench import bench
-from efficli.pipeline.files import FileWriter, prepare_export, same_names
+from efficli.pipeline.files import FileWriter, allocation_of, prepare_export, same_names
 from efficli.pipeline.gates import Judgement, judge_quality, judge_sizes, judge_speed
 from efficli.pipeline.passes import Digests, apply_passes
 from efficli.pipeline.preflight import input_paths
@@ -242,8 +244,11 @@ class RecipeRun:
         self.result = replace(self.result, bench=measured, gates=gates)
 
     def _describe(self, folder: Path, ckpt: Checkpoint) -> None:
-        """Recipe, licence, model card and card."""
+        """Recipe, allocated types, licence, model card and card."""
         write_file(folder / "recipe.yaml", self.recipe.to_yaml())
+        allocation = allocation_of(ckpt)
+        if allocation is not None and any(is_mixed(file.type) for file in self.result.files):
+            write_file(folder / TENSOR_TYPES, tensor_types_text(allocation.types))
         carry_along(ckpt, folder)
         job = self.jobs[0]
         rows = [

@@ -17,7 +17,7 @@ from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
 from efficli.pipeline.execution import RecipeRun, check_names
-from efficli.pipeline.files import calibration_texts, prepare_export
+from efficli.pipeline.files import calibration_texts, prepare_export, with_default_types
 from efficli.pipeline.passes import planned_passes
 from efficli.pipeline.preflight import check_first, input_paths
 from efficli.pipeline.result import ExportResult, planned
@@ -32,7 +32,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     format: str = "gguf",
-    types: Sequence[str] = ("Q4_K_M",),
+    types: Sequence[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     tensor_types: Sequence[tuple[str, str]] = (),
     output_tensor_type: str | None = None,
@@ -57,17 +57,18 @@ def export(
 ) -> ExportResult:
     """Write `model` (directory, hub id, `reference`) as GGUF files into the directory `output`, load and measure them.
 
-    `types` are llama.cpp's names; several are written in one read. `imatrix` is a file or "auto". `tensor_types` are
-    (regular expression, type). `trust_remote_code` takes a model that names code of its own; no code of it is run. The
-    certificate compares with the origin, or with `base`, on the evaluation slice or `text`, in windows of `ctx` tokens;
-    `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written and GateError is raised. `strict`
-    turns fallbacks and an absent origin into errors. With `dry_run` nothing is written. Errors are those of
-    `efficli.errors`; `output` is untouched or whole after each of them.
+    `types` are llama.cpp's names, or MIXED: the types that a pass allocated to the checkpoint's tensors, which is the
+    default where it has them, and Q4_K_M elsewhere. Several are written in one read. `imatrix` is a file or "auto".
+    `tensor_types` are (regular expression, type). `trust_remote_code` takes a model that names code of its own; no code
+    of it is run. The certificate compares with the origin, or with `base`, on the evaluation slice or `text`, in
+    windows of `ctx` tokens; `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written and
+    GateError is raised. `strict` turns fallbacks and an absent origin into errors. With `dry_run` nothing is written.
+    Errors are those of `efficli.errors`; `output` is untouched or whole after each of them.
     """
     recipe = Recipe.from_export(
         model=os.fspath(model),
         format=format,
-        types=tuple(types),
+        types=None if types is None else tuple(types),
         imatrix=None if imatrix is None else os.fspath(imatrix),
         tensor_types=tuple(tensor_types),
         output_tensor_type=output_tensor_type,
@@ -121,6 +122,7 @@ def run_recipe(
             check_output(output, input_paths(recipe, base.root), force)
         recipe = pinned(recipe, base)
         with planned_passes(recipe, base, at) as ckpt:
+            recipe = with_default_types(recipe, ckpt)
             result, jobs = outline(recipe, ckpt, output, command=command, at=at)
             check_first(recipe, jobs, at)
     result = replace(result, dry_run=dry_run)
@@ -161,7 +163,7 @@ def outline(
             calibration_texts(recipe)  # whose hashes are in the files
     for number, export in enumerate(recipe.exports):
         with at("exports", number, only=UsageError):
-            jobs.append(prepare_export(ckpt, recipe, export))
+            jobs.append(prepare_export(ckpt, recipe, export, weightless=bool(recipe.passes)))
     with at("exports"):
         check_names(jobs)
     result = ExportResult(

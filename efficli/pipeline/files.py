@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from efficli import __version__
 from efficli.artifact import FileRecord
 from efficli.bench.texts import evaluation_texts
 from efficli.checkpoint import Checkpoint
+from efficli.checkpoint.sidecar import IMATRIX, Allocation, allocation_imatrix
 from efficli.data import committed
 from efficli.errors import UsageError
 from efficli.export.gguf.imatrix import compute_imatrix, read_imatrix, write_imatrix
@@ -21,6 +22,7 @@ from efficli.export.gguf.job import GgufJob, prepare
 from efficli.export.gguf.types import TypeRequest
 from efficli.export.gguf.writer import WrittenFile, WrittenTensor, write_files
 from efficli.families import read_shape
+from efficli.ops.ggml_types import MIXED, is_mixed
 from efficli.ops.llama_model import available_threads
 from efficli.ops.storage import write_file
 from efficli.pipeline.passes import Digests
@@ -32,17 +34,49 @@ from efficli.store import package_versions, source_hash
 CALIBRATION = ("calibration-code", "calibration-prose")
 """The slices that a model is calibrated on where the recipe names no text."""
 
-IMATRIX, WRITTEN = "imatrix.gguf", "written.json"
+UNUSED = "the allocation of types is not used: another type was asked for"
+WRITTEN = "written.json"
 _COMPUTES = ("gguf", "llama-cpp-python", "numpy", "tokenizers")
 _WRITERS = ("efficli.export.gguf.job", "efficli.export.gguf.writer")
 """Modules that make a file of a checkpoint."""
 
 
-def prepare_export(ckpt: Checkpoint, recipe: Recipe, export: Export) -> GgufJob:
-    """What headers decide of one export."""
-    requests = _requests(export)
+def prepare_export(ckpt: Checkpoint, recipe: Recipe, export: Export, *, weightless: bool = False) -> GgufJob:
+    """What headers decide of one export.
+
+    With `weightless`, `ckpt` is what passes would make: its importance matrix may not be there yet. A report says
+    where an allocation of types is not used.
+    """
+    requests = _requests(ckpt, export, weightless)
     own = {"version": __version__, "source": ckpt.name, "recipe": decides(recipe, export)}
-    return prepare(ckpt, requests, own=own, pre_tokenizer=export.pre_tokenizer, strict=recipe.strict)
+    job = prepare(ckpt, requests, own=own, pre_tokenizer=export.pre_tokenizer, strict=recipe.strict)
+    if allocation_of(ckpt) is None:
+        return job
+    rows = [f"{file.type}: {UNUSED}" for file in job.files if not is_mixed(file.type)]
+    return replace(job, report=(*job.report, *rows))
+
+
+def with_default_types(recipe: Recipe, ckpt: Checkpoint) -> Recipe:
+    """The recipe with MIXED in the exports that name no type, where `ckpt` has an allocation of types."""
+    if allocation_of(ckpt) is None:
+        return recipe
+    exports = [
+        one.model_copy(update={} if "type" in one.model_fields_set else {"type": (MIXED,)}) for one in recipe.exports
+    ]
+    return recipe.model_copy(update={"exports": tuple(exports)})
+
+
+def allocation_of(ckpt: Checkpoint) -> Allocation | None:
+    """The types that a pass allocated to the tensors of a checkpoint's file."""
+    return None if ckpt.sidecar is None else ckpt.sidecar.allocation
+
+
+def own_imatrix(ckpt: Checkpoint, export: Export) -> Path | None:
+    """The importance matrix beside the weights, for an export as they are allocated that names no other one."""
+    allocation = allocation_of(ckpt)
+    if allocation is None or export.imatrix is not None or not any(map(is_mixed, export.type)):
+        return None
+    return allocation_imatrix(ckpt.root, allocation)
 
 
 def decides(recipe: Recipe, export: Export) -> str:
@@ -80,8 +114,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _requests(export: Export) -> list[TypeRequest]:
+def _requests(ckpt: Checkpoint, export: Export, weightless: bool) -> list[TypeRequest]:
     imatrix = None if export.imatrix in (None, "auto") else read_imatrix(Path(str(export.imatrix)))
+    allocation = allocation_of(ckpt)
+    own, follows = imatrix, export.imatrix == "auto"
+    if weightless and allocation is not None and allocation.imatrix is not None and export.imatrix is None:
+        follows = True
+    elif (path := own_imatrix(ckpt, export)) is not None:
+        own = read_imatrix(path)
     overrides = []
     for word in export.tensor_type:
         pattern, equals, kind = word.rpartition("=")
@@ -91,12 +131,13 @@ def _requests(export: Export) -> list[TypeRequest]:
     return [
         TypeRequest(
             type=kind,
+            given=allocation.types if is_mixed(kind) and allocation is not None else None,
             overrides=tuple(overrides),
             output_tensor_type=export.output_tensor_type,
             token_embedding_type=export.token_embedding_type,
             pure=export.pure,
-            imatrix=imatrix,
-            imatrix_follows=export.imatrix == "auto",
+            imatrix=own if is_mixed(kind) else imatrix,
+            imatrix_follows=follows if is_mixed(kind) else export.imatrix == "auto",
             allow_non_ternary=export.allow_non_ternary,
         )
         for kind in export.type
@@ -126,6 +167,8 @@ class FileWriter:
             job = job.with_imatrix(read_imatrix(imatrix))
         elif export.imatrix is not None:
             imatrix = Path(export.imatrix)
+        else:
+            imatrix = own_imatrix(self.checkpoint, export)
 
         def ingredients() -> dict[str, Any]:
             return {

@@ -15,6 +15,7 @@ from efficli.export.gguf.job import GgufJob
 from efficli.pipeline.ci_report import write_reports
 from efficli.pipeline.estimate import predicted_steps
 from efficli.pipeline.export import outline, run_recipe
+from efficli.pipeline.files import with_default_types
 from efficli.pipeline.fits import check_fit
 from efficli.pipeline.passes import planned_passes
 from efficli.pipeline.preflight import check_first
@@ -113,6 +114,7 @@ def _planned(loaded: LoadedRecipe, output: Path = Path()) -> tuple[ExportResult,
     with loaded.at("model"):
         found = open_without_weights(recipe.model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
     with planned_passes(recipe, with_stand_ins(*found), loaded.at) as ckpt:
+        recipe = with_default_types(recipe, ckpt)
         result, jobs = outline(recipe, ckpt, output, command="run", at=loaded.at)
         check_first(recipe, jobs, loaded.at)
     return replace(result, dry_run=True), jobs

@@ -27,14 +27,16 @@ from efficli.checkpoint.digest import SMALL_BYTES, small_file_names
 from efficli.checkpoint.files import read_bytes
 from efficli.checkpoint.header import BITS
 from efficli.checkpoint.safetensors_file import write_file as write_safetensors
+from efficli.checkpoint.sidecar import IMATRIX, Allocation, Sidecar, sealed, write_sidecar
+from efficli.export.gguf.imatrix import Sums, write_imatrix
 from efficli.export.gguf.model import layout
 from efficli.export.gguf.types import TERNARY
 from efficli.families import ModelShape, TensorSpec, expected_tensors, read_shape
 from efficli.method import TensorConfig
-from efficli.ops.ggml_types import file_type
+from efficli.ops.ggml_types import asked_type
 from efficli.ops.storage import write_file
 from efficli.pipeline.export import run_recipe
-from efficli.pipeline.files import calibration_texts
+from efficli.pipeline.files import allocation_of, calibration_texts
 from efficli.pipeline.result import ExportResult
 from efficli.progress import Progress
 from efficli.recipe import Bench, Calibration, Export, Gates, Pass, Recipe
@@ -63,8 +65,10 @@ def rehearse(recipe: Recipe, planned: ExportResult, *, threads: int | None, prog
         origin, _ = open_without_weights(recipe.certificate.base, trust_remote_code=recipe.trust_remote_code)
         read_shape(origin.config)
     with scratch_directory() as folder:
-        ternary = {file_type(kind) for export in recipe.exports for kind in export.type} & TERNARY
+        ternary = {asked_type(kind) for export in recipe.exports for kind in export.type} & TERNARY
         make_clone(model, folder / "clone", seed=recipe.seed, values=_values(ternary))
+        if (allocation := allocation_of(model)) is not None:
+            _allocate(folder / "clone", allocation)
         done = run_recipe(
             _on_clone(recipe, folder),
             folder / "out",
@@ -91,6 +95,7 @@ def _on_clone(recipe: Recipe, folder: Path) -> Recipe:
     write_file(evaluation, text.content[: max(_CHARACTERS, 4 * recipe.certificate.ctx_size)])
     looked_at = "\n".join(content for _, content in calibration_texts(recipe))
     write_file(calibration, looked_at[: _CHARACTERS_A_TOKEN * recipe.calibration.ctx_size])
+    measured_on = str(evaluation) if recipe.certificate.enabled else None
     bench = recipe.bench and Bench(
         n_prompt=(16,), n_gen=(4,), threads=recipe.bench.threads, max_repetitions=5, patience=0.0, starts=False
     )
@@ -102,7 +107,7 @@ def _on_clone(recipe: Recipe, folder: Path) -> Recipe:
             "target": (),
             "gates": Gates(),
             "calibration": Calibration(text=str(calibration), ctx_size=recipe.calibration.ctx_size, max_tokens=512),
-            "certificate": recipe.certificate.model_copy(update={"text": str(evaluation), "base": None}),
+            "certificate": recipe.certificate.model_copy(update={"text": measured_on, "base": None}),
             "bench": bench,
             "passes": tuple(_pass_on_clone(one, clone) for one in recipe.passes),
             "exports": tuple(_export_on_clone(one, clone) for one in recipe.exports),
@@ -118,6 +123,20 @@ def _pass_on_clone(one: Pass, clone: Checkpoint) -> Pass:
         kept = {key: _matching(getattr(config, key), names) for key in ("include", "exclude")}
         config = config.model_copy(update=kept)
     return one.model_copy(update={"config": config if hook is None else hook(config, LAYERS)})
+
+
+def _allocate(clone: Path, allocation: Allocation) -> None:
+    """Give the clone the allocation of the model, for the tensors that it has; its matrix makes all columns equal."""
+    found = open_checkpoint(clone, trust_remote_code=True)  # the model itself was asked; no code is run
+    _, tensors, _ = layout(read_shape(found.config), found)
+    types = {t.name: allocation.types[t.name] for t in tensors if t.name in allocation.types}
+    own = Allocation(types=types)
+    if allocation.imatrix is not None:
+        shapes = {t.name: (math.prod(t.shape[:-2]), t.shape[-1]) for t in tensors if not t.keep_f32}
+        ones = {name: Sums(np.ones(shape, np.float32), np.ones(shape[0], np.int64)) for name, shape in shapes.items()}
+        write_imatrix(clone / IMATRIX, ones, dataset="none", chunk=1, chunks=1)
+        own = sealed(Allocation(types=types, imatrix=IMATRIX), clone)
+    write_sidecar(clone, Sidecar(allocation=own))
 
 
 def _export_on_clone(export: Export, clone: Checkpoint) -> Export:

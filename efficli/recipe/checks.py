@@ -11,7 +11,7 @@ from pathlib import Path
 from efficli.checkpoint import hub
 from efficli.checkpoint.locate import EMBEDDED, locate
 from efficli.errors import CheckpointError, UsageError, did_you_mean
-from efficli.ops.ggml_types import NEED_IMATRIX, file_type, main_type, tensor_type
+from efficli.ops.ggml_types import NEED_IMATRIX, asked_type, file_type, main_type, tensor_type
 from efficli.recipe.model import Export, Recipe
 from efficli.strict_yaml import Document, Problem
 from efficli.strict_yaml import Path as Keys
@@ -78,7 +78,7 @@ def _exports(recipe: Recipe, document: Document) -> Iterator[Finding]:
         for place, word in enumerate(export.type):
             path: Keys = ("exports", index, "type", place)
             try:
-                name = file_type(word)
+                name = asked_type(word)
             except UsageError as error:
                 yield _found(path, error.message, error.hint)
                 continue

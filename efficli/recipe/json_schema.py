@@ -9,7 +9,7 @@ from typing import Any
 
 from efficli import catalog
 from efficli.errors import OutputError
-from efficli.ops.ggml_types import ALIASES, FILE_TYPES, TYPE_IDS
+from efficli.ops.ggml_types import ALIASES, FILE_TYPES, MIXED, TYPE_IDS
 from efficli.ops.storage import replace_file
 from efficli.recipe.checks import scenario_names
 from efficli.recipe.model import Recipe
@@ -31,7 +31,10 @@ def recipe_schema() -> dict[str, Any]:
     parts["Target"] = {"anyOf": [{"enum": list(targets)}, {"type": "string"}]}
     parts["Scenario"] = {"anyOf": [{"enum": list(scenarios)}, {"type": "string"}]}
     parts["FileType"] = {
-        "anyOf": [{"enum": list(FILE_TYPES)}, {"type": "string", "pattern": _any_case((*FILE_TYPES, *ALIASES))}]
+        "anyOf": [
+            {"enum": [*FILE_TYPES, MIXED]},
+            {"type": "string", "pattern": _any_case((*FILE_TYPES, *ALIASES, MIXED))},
+        ]
     }
     parts["TensorType"] = {"anyOf": [{"enum": list(TYPE_IDS)}, {"type": "string", "pattern": _any_case(TYPE_IDS)}]}
     parts["TypeOfSome"] = {"type": "string", "pattern": _any_case(TYPE_IDS, before=".+=")}

@@ -130,7 +130,8 @@ class Export(Part):
     format: Literal["gguf"] = "gguf"
     """File format."""
     type: Types = ("Q4_K_M",)
-    """One type or several, which are then written in one read: Q4_K_M, Q8_0, F16."""
+    """One type or several, which are then written in one read: Q4_K_M, Q8_0, F16. MIXED: the types that a pass
+    allocated, and the default where one did."""
     imatrix: str | None = None
     """Importance matrix: a file, or auto."""
     tensor_type: Words = ()
@@ -233,7 +234,7 @@ class Recipe(Part):
         cls,
         *,
         model: str,
-        types: tuple[str, ...],
+        types: tuple[str, ...] | None,
         format: str = "gguf",
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -253,12 +254,15 @@ class Recipe(Part):
         max_kld: float | None = None,
         min_top1: float | None = None,
     ) -> Recipe:
-        """The recipe with one export that a command line stands for; UsageError where a value is out of range."""
+        """The recipe with one export that a command line stands for; UsageError where a value is out of range.
+
+        `types` None: those that the checkpoint has an allocation of, or Q4_K_M.
+        """
         values = {
             "version": 1, "model": model, "revision": revision, "trust_remote_code": trust_remote_code,
             "seed": seed, "strict": strict,
             "exports": [{
-                "format": format, "type": types, "imatrix": imatrix,
+                "format": format, **({} if types is None else {"type": types}), "imatrix": imatrix,
                 "tensor_type": tuple(f"{pattern}={type}" for pattern, type in tensor_types),
                 "output_tensor_type": output_tensor_type, "token_embedding_type": token_embedding_type, "pure": pure,
                 "pre_tokenizer": pre_tokenizer, "allow_non_ternary": allow_non_ternary,

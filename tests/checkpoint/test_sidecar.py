@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,16 +10,21 @@ import pytest
 
 from efficli.checkpoint import open_checkpoint
 from efficli.checkpoint.sidecar import (
+    ALLOCATION_DROPPED,
     FILE,
+    IMATRIX,
     PACKED,
+    Allocation,
     Origin,
     Packed,
     Sidecar,
     Step,
+    allocation_imatrix,
     compress,
     edit,
     fine_tune,
     read_sidecar,
+    sealed,
     write_packed,
     write_sidecar,
 )
@@ -128,3 +134,47 @@ def test_what_a_sidecar_may_not_say(tmp_path: Path, change: dict, kind: type[Eff
         open_checkpoint(folder)
     assert type(caught.value) is kind
     assert message in caught.value.line
+
+
+def test_an_allocation_round_trips_and_its_matrix_is_held_against_its_hash(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "m")
+    (folder / IMATRIX).write_bytes(b"matrix")
+    told = Allocation(types={"blk.0.ffn_up.weight": "Q4_K", "token_embd.weight": "Q8_0"}, imatrix=IMATRIX)
+    write_sidecar(folder, Sidecar(allocation=told))
+    with pytest.raises(CheckpointError, match=r"imatrix_sha256 of imatrix\.gguf is missing"):
+        allocation_imatrix(folder, told)
+    whole = sealed(told, folder)
+    assert whole.imatrix_sha256 == hashlib.sha256(b"matrix").hexdigest()
+    write_sidecar(folder, Sidecar(allocation=whole))
+    sidecar = open_checkpoint(folder).sidecar
+    assert sidecar is not None and sidecar.allocation == whole
+    assert allocation_imatrix(folder, whole) == folder / IMATRIX
+    (folder / IMATRIX).write_bytes(b"matriy")
+    with pytest.raises(SecurityError, match="sha256 of the importance matrix differs"):
+        allocation_imatrix(folder, whole)
+    (folder / IMATRIX).unlink()
+    with pytest.raises(CheckpointError, match=r"names imatrix\.gguf, which is not here"):
+        allocation_imatrix(folder, whole)
+    without = Allocation(types={"token_embd.weight": "F16"})
+    assert sealed(without, folder) == without and allocation_imatrix(folder, without) is None
+    _, notes = fine_tune(Sidecar(allocation=whole), STEP, SECOND)
+    assert notes == [ALLOCATION_DROPPED]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"types": {}}, "allocation.types: dictionary should have at least 1 item"),
+        ({"types": {"a": 4}}, "allocation.types.a: input should be a valid string"),
+        ({"format": "onnx"}, "allocation.format: input should be 'gguf'"),
+        ({"imatrix": "../imatrix.gguf"}, "imatrix must be the plain name of a file"),
+        ({"imatrix_sha256": "0" * 64}, "imatrix_sha256 of no imatrix"),
+        ({"budget": 1}, "allocation.budget: extra inputs"),
+    ],
+)
+def test_an_allocation_that_is_none(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    told = {"types": {"a": "Q4_K"}} | change
+    (tmp_path / FILE).write_text(json.dumps({"version": 1, "kind": "checkpoint", "allocation": told}))
+    with pytest.raises(CheckpointError) as raised:
+        read_sidecar(tmp_path)
+    assert message in raised.value.line

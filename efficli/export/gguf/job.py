@@ -27,7 +27,7 @@ from efficli.export.gguf.vocab import compare_ids, read_vocab
 from efficli.export.gguf.vocab_check import Mismatch
 from efficli.families import ModelShape, read_shape
 from efficli.ops.child import run_child
-from efficli.ops.ggml_types import file_type
+from efficli.ops.ggml_types import asked_type
 from efficli.progress import Progress
 
 
@@ -41,7 +41,7 @@ class PlannedFile:
 
     @property
     def type(self) -> str:
-        """llama.cpp's name of the file type, such as Q4_K_M."""
+        """llama.cpp's name of the file type, such as Q4_K_M, or MIXED."""
         return self.choice.type
 
 
@@ -92,7 +92,7 @@ def prepare(
     described = describe(ckpt, own=own, pre_tokenizer=pre_tokenizer, strict=strict)
     templates = check_chat_templates(ckpt)
     metadata, tensors = described.metadata, described.tensors
-    kinds = [file_type(request.type) for request in requests]
+    kinds = [asked_type(request.type) for request in requests]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         raise UsageError(f"type {twice[0]} is asked for twice")
     sizer = Sizer(metadata, tensors)

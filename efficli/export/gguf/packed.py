@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,11 @@ from efficli.export.gguf.types import TypeChoice
 from efficli.ops.ggml import row_bytes
 from efficli.ops.ggml_types import TYPE_IDS
 
-_BY_ROWS = ("copy", "permute", "stack")
-"""Transforms that only move whole rows, and with them the rows of blocks."""
+_BY_ROWS = ("copy", "permute", "stack", "slice", "transpose")
+"""Transforms that only move whole rows of the logical matrix (out, in), and with them the rows of blocks.
+
+Blocks of a matrix that is stored (in, out) are rows of the logical one, too.
+"""
 
 
 class PackedBlocks:
@@ -41,8 +45,12 @@ class PackedBlocks:
         group = tensor.shape[-2]
         source = tensor.sources[start // group if tensor.transform == "stack" else 0]
         blocks = self._load(tensor, source)
-        wanted = np.arange(start, stop) % group if tensor.transform == "stack" else np.arange(start, stop)
-        if tensor.transform == "permute":
+        wanted = np.arange(start, stop)
+        if tensor.transform == "stack":
+            wanted %= group
+        elif tensor.transform == "slice":
+            wanted = wanted // group * self._ckpt.tensors[source].shape[-2] + tensor.span[0] + wanted % group
+        elif tensor.transform == "permute":
             half = group // tensor.heads // 2
             wanted = np.arange(group).reshape(tensor.heads, 2, half).swapaxes(1, 2).reshape(-1)[start:stop]
         return blocks[wanted].reshape(-1)
@@ -52,7 +60,8 @@ class PackedBlocks:
         with self._lock:
             if source not in self._loaded:
                 data = self._ckpt.packed_blocks(source) or b""
-                expected = (tensor.shape[-2], row_bytes(self.type_of(tensor) or "", tensor.shape[-1]))
+                rows = prod(self._ckpt.tensors[source].shape) // tensor.shape[-1]
+                expected = (rows, row_bytes(self.type_of(tensor) or "", tensor.shape[-1]))
                 if len(data) != expected[0] * expected[1]:
                     message = f"{len(data)} bytes of packed blocks, expected {expected[0] * expected[1]}"
                     raise CheckpointError(message, where=source)

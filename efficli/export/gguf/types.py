@@ -1,7 +1,8 @@
 """Which type each tensor gets: llama.cpp's file types by name, and its own choice per tensor.
 
 The choice is llama.cpp's, not ours: its quantizer's dry run reads a file that holds our metadata and tensor table and
-nothing else (`ops.dry_run`). What is added: refusals where llama.cpp would abort, drop a wish or write garbage.
+nothing else (`ops.dry_run`). What is added: refusals where llama.cpp would abort, drop a wish or write garbage. Types
+that a pass allocated (MIXED) are checked, and llama.cpp is not asked.
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from efficli.artifact.temporary import scratch_directory
-from efficli.errors import EffiError, UnsupportedError, UsageError, did_you_mean
+from efficli.errors import CheckpointError, EffiError, UnsupportedError, UsageError, did_you_mean
 from efficli.export.gguf.header import StoredTensor, lay_out
 from efficli.export.gguf.layout import Metadata, OutTensor, u32
 from efficli.ops.dry_run import Answer, Question, ask
 from efficli.ops.ggml import block_size, row_bytes, type_id
-from efficli.ops.ggml_types import FILE_TYPES, NEED_IMATRIX, TYPE_IDS, file_type, tensor_type
+from efficli.ops.ggml_types import (
+    FILE_TYPES,
+    MIXED,
+    NEED_IMATRIX,
+    TYPE_IDS,
+    file_type,
+    is_mixed,
+    mostly,
+    tensor_type,
+)
 from efficli.ops.storage import writing
 
 TERNARY = frozenset({"TQ1_0", "TQ2_0", "Q2_0", "Q1_0"})
@@ -38,7 +48,9 @@ class TypeRequest:
     """What the user asked for: a file type, and exceptions from it."""
 
     type: str
-    """A name of `FILE_TYPES` or `ALIASES`, any case."""
+    """A name of `FILE_TYPES` or `ALIASES`, or MIXED, any case."""
+    given: Mapping[str, str] | None = None
+    """For MIXED: tensor's name -> its type; those that keep F32 in every file may be left out."""
     overrides: tuple[tuple[str, str], ...] = ()
     """(regular expression, type): searched in the tensor's name, the first that matches wins."""
     output_tensor_type: str | None = None
@@ -72,15 +84,18 @@ class TypeChoice:
     """The types of one file: ggml's type name of every tensor, and what differs from the wish."""
 
     type: str
+    """A name of `FILE_TYPES`, or MIXED."""
     types: Mapping[str, str]
     fallbacks: tuple[Fallback, ...] = ()
     imatrix: Mapping[str, NDArray[np.float32]] | None = field(default=None, repr=False)
     allow_non_ternary: bool = False
+    mostly: str | None = None
+    """For MIXED: the file type that the metadata names."""
 
     @property
     def file_type(self) -> int:
         """The value of `general.file_type`."""
-        return FILE_TYPES[self.type]
+        return FILE_TYPES[self.mostly or self.type]
 
     @property
     def fields(self) -> Metadata:
@@ -101,11 +116,11 @@ class TypeChoice:
 
 
 def choose_types(metadata: Metadata, tensors: list[OutTensor], request: TypeRequest) -> TypeChoice:
-    """The type of every tensor, as llama.cpp's quantizer chooses from F32.
+    """The type of every tensor, as llama.cpp's quantizer chooses from F32, or as they are given.
 
     UsageError: unknown type, an override that no tensor takes, rows that an explicitly given type cannot hold, a type
     that needs an importance matrix and has none. UnsupportedError: llama.cpp has no types for these rows. MissingExtra
-    without llama-cpp-python.
+    without llama-cpp-python. CheckpointError: given types that are not for these tensors.
     """
     (choice,) = choose_each(metadata, tensors, [request])
     if isinstance(choice, EffiError):
@@ -123,17 +138,20 @@ def choose_each(
     out: list[TypeChoice | EffiError] = []
     with scratch_directory() as folder:
         header = folder / "header.gguf"
-        _write_header(header, metadata, tensors)
-        asked: list[Question | EffiError] = []
+        asked: list[Question | TypeChoice | EffiError] = []
         for request in requests:
             try:
-                asked.append(_question(header, tensors, request))
+                asked.append(
+                    _given(tensors, request) if is_mixed(request.type) else _question(header, tensors, request)
+                )
             except EffiError as error:
                 asked.append(error)
         questions = [question for question in asked if isinstance(question, Question)]
+        if questions:
+            _write_header(header, metadata, tensors)
         answers = iter(ask(questions) if questions else [])
     for request, question in zip(requests, asked, strict=True):
-        if isinstance(question, EffiError):
+        if not isinstance(question, Question):
             out.append(question)
             continue
         try:
@@ -186,6 +204,51 @@ def _choice(request: TypeRequest, question: Question, answer: Answer, tensors: l
     if not request.imatrix_follows:
         check_imatrix(choice, tensors)
     return choice
+
+
+def _given(tensors: Sequence[OutTensor], request: TypeRequest) -> TypeChoice:
+    """The types of one file as a pass allocated them; CheckpointError where they are not for these tensors."""
+    if request.given is None:
+        hint = "efficli quantize --max-bytes SIZE makes an allocation; or name another --type"
+        raise UsageError(f"type {MIXED} of a checkpoint without an allocation of types", hint=hint)
+    if request.pure or request.overrides or request.output_tensor_type or request.token_embedding_type:
+        wish = "--pure" if request.pure else "a type for some tensors"
+        hint = "name a --type that they are exceptions from, or leave them out"
+        raise UsageError(f"{wish} and type {MIXED}, which says the type of every tensor", hint=hint)
+    names = {tensor.name for tensor in tensors}
+    if strangers := [name for name in request.given if name not in names]:
+        raise CheckpointError(f"the allocation names {strangers[0]!r}, which the file does not have")
+    types, held = dict[str, str](), dict[str, int]()
+    for tensor in tensors:
+        kind = types[tensor.name] = _given_type(tensor, request.given)
+        held[kind] = held.get(kind, 0) + tensor.num_elements
+    choice = TypeChoice(
+        type=MIXED,
+        types=types,
+        imatrix=request.imatrix,
+        allow_non_ternary=request.allow_non_ternary,
+        mostly=mostly(held),
+    )
+    if not request.imatrix_follows:
+        check_imatrix(choice, tensors)
+    return choice
+
+
+def _given_type(tensor: OutTensor, given: Mapping[str, str]) -> str:
+    """The allocated type of one tensor, in capitals."""
+    kind = given.get(tensor.name, "F32" if tensor.keep_f32 else "").upper()
+    if not kind:
+        raise CheckpointError("has no type in the allocation", where=tensor.name)
+    if kind not in TYPE_IDS:
+        raise CheckpointError(
+            f"its allocated type is {kind!r}, expected one of {', '.join(TYPE_IDS)}", where=tensor.name
+        )
+    if tensor.keep_f32 and kind != "F32":
+        raise CheckpointError(f"its allocated type is {kind}, and it stays F32 in every file", where=tensor.name)
+    if tensor.shape[-1] % block_size(kind):
+        told = f"rows of {tensor.shape[-1]} do not fill the blocks of {block_size(kind)} of its allocated type {kind}"
+        raise CheckpointError(told, where=tensor.name)
+    return kind
 
 
 def _write_header(path: Path, metadata: Metadata, tensors: list[OutTensor]) -> None:
@@ -264,12 +327,16 @@ def _fallbacks(
 
 
 def check_imatrix(choice: TypeChoice, tensors: Sequence[OutTensor]) -> None:
-    """Refuse very low bits without an importance matrix (garbage, says llama.cpp), and a matrix of another model."""
+    """Refuse very low bits without an importance matrix (garbage, says llama.cpp), and a matrix of another model.
+
+    Of its own accord llama.cpp gives such a type to neither end of the model; an allocation may.
+    """
+    spared = frozenset[str]() if choice.type == MIXED else _ENDS
     for tensor in tensors:
         kind = choice.types[tensor.name]
         needs = kind in NEED_IMATRIX or (kind == "Q2_K" and choice.type == "Q2_K_S")
         if choice.imatrix is None:
-            if needs and tensor.name not in _ENDS:
+            if needs and tensor.name not in spared:
                 raise UsageError(
                     f"{choice.type} needs an importance matrix: {tensor.name} becomes {kind}",
                     hint="give one with --imatrix FILE, or have it computed with --imatrix auto",
@@ -279,11 +346,11 @@ def check_imatrix(choice: TypeChoice, tensors: Sequence[OutTensor]) -> None:
             continue
         weights = choice.imatrix.get(tensor.name)
         if weights is None:
-            if needs and tensor.name not in _ENDS:
+            if needs and tensor.name not in spared:
                 raise UsageError(f"the importance matrix has nothing for {tensor.name}, which becomes {kind}")
             continue
         expected = tensor.shape[-1] * (tensor.shape[0] if len(tensor.shape) == 3 else 1)
-        if weights.size != expected and tensor.name not in _ENDS:
+        if weights.size != expected and tensor.name not in spared:
             raise UsageError(
                 f"the importance matrix has {weights.size} columns for {tensor.name}, which has {expected}",
                 hint="it was computed from another model",
