@@ -73,13 +73,17 @@ class Network:
 
     def restore(self, name: str, index: int | None = None) -> None:
         """Compute with the checkpoint's values again; `index`: of a stack this matrix only."""
+        for i in range(self.matrices[name].count) if index is None else (index,):
+            self.replace(name, self.original(name, i), i)
+
+    def original(self, name: str, index: int = 0) -> Float32:
+        """The checkpoint's own values of a matrix, (out, in), whatever the network has now."""
         matrix, ckpt = self.matrices[name], self.checkpoint
-        for i in range(matrix.count) if index is None else (index,):
-            if matrix.stacked:
-                values = to_float32(ckpt.read_rows(name, i, i + 1)[0], ckpt.tensors[name].dtype)
-            else:
-                values = ckpt.read(name)
-            self.replace(name, values.T if matrix.transposed else values, i)
+        if matrix.stacked:
+            values = to_float32(ckpt.read_rows(name, index, index + 1)[0], ckpt.tensors[name].dtype)
+        else:
+            values = ckpt.read(name)
+        return values.T if matrix.transposed else values
 
     def forward(self, ids: Sequence[int], *, first: int = 0) -> Float32:
         """Logits of positions first.. of one text: ids (n,) -> (n - first, vocabulary).
@@ -118,6 +122,17 @@ class Network:
     def is_head(self, site: Site) -> bool:
         """Whether it is the last matrix: what comes after it nobody watches."""
         return self.causal and site.module is self._model.get_output_embeddings()
+
+    def layers(self) -> Any:
+        """The list of its layers (a ModuleList), in order: those that the matrices of layers belong to."""
+        count = max((matrix.layer for matrix in self.matrices.values() if matrix.layer is not None), default=-1) + 1
+        table = self._model.get_input_embeddings()
+        lists = [m for m in self._model.modules() if isinstance(m, self._torch.nn.ModuleList) and len(m) == count]
+        own = [m for m in self._model.modules() if any(child is table for child in m.children())]
+        inside = [m for m in lists if any(m is found for owner in own for found in owner.modules())]
+        if not (inside or lists):
+            raise UnsupportedError(f"the network has no list of {count} layers", where=self.checkpoint.name)
+        return (inside or lists)[0]
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if self.causal else {}

@@ -266,7 +266,7 @@ def _leaders(network: Network, chunks: Sequence[Sequence[int]]) -> dict[Site, Si
 
         return note
 
-    sites = {network.site(name)[0] for name in network.matrices if name not in network.unwatched}
+    sites = dict.fromkeys(network.site(name)[0] for name in network.matrices if name not in network.unwatched)
     handles = [site.module.register_forward_pre_hook(hook(site)) for site in sites if site.kind == "rows"]
     try:
         network.run(chunks[0][:_PROBE_TOKENS])

@@ -141,7 +141,7 @@ def collect(argument: dict[str, Any], progress: Progress) -> None:
     step = min(chunk, max(16, _OUTPUT_BYTES // (4 * rows)))
     collector = Collector()
     threads = argument["threads"] or available_threads()
-    with _Run(path, collector, chunk, step, threads) as run:
+    with _Run(path, collector, chunk, step, threads, exact=bool(argument.get("exact"))) as run:
         progress.start("importance matrix", chunks * chunk, "tokens")
         for n in range(chunks):
             piece = ids[n * chunk : (n + 1) * chunk]
@@ -158,9 +158,11 @@ def collect(argument: dict[str, Any], progress: Progress) -> None:
 
 
 class _Run:
-    """A model whose evaluation is watched; a context manager."""
+    """A model whose evaluation is watched; a context manager. `exact` as in `LlamaFile`."""
 
-    def __init__(self, path: Path, collector: Collector, chunk: int, step: int, threads: int) -> None:
+    def __init__(
+        self, path: Path, collector: Collector, chunk: int, step: int, threads: int, *, exact: bool = False
+    ) -> None:
         self._lib, self._step, self._collector = llama_cpp(), step, collector
         lib = self._lib
         lib.llama_backend_init()
@@ -176,6 +178,9 @@ class _Run:
         context.n_ctx, context.n_batch, context.n_ubatch = chunk, step, step
         context.n_threads = context.n_threads_batch = threads
         context.n_outputs_max = step
+        if exact:
+            context.type_k = context.type_v = _F32
+            context.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         # kept: Python would free the callback while C calls it
         self._callback = lib.ggml_backend_sched_eval_callback(collector.hear)
         context.cb_eval = self._callback

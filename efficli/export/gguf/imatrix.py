@@ -136,12 +136,14 @@ def compute_imatrix(
     chunk: int = 512,
     max_chunks: int | None = None,
     threads: int | None = None,
+    exact: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Sums]:
     """Run a GGUF file over a text or its token ids, in a child process, and collect what every weight's input sees.
 
     The text is cut into chunks of `chunk` tokens, each begun with the model's BOS as llama-imatrix does; the rest that
-    fills no chunk is left out. CheckpointError if it fills none.
+    fills no chunk is left out. CheckpointError if it fills none. `exact` keeps the KV cache in float32, to compare with
+    PyTorch; llama-imatrix does not.
     """
     with scratch_directory() as folder:
         out = folder / "sums.npz"
@@ -151,6 +153,7 @@ def compute_imatrix(
             "chunk": chunk,
             "max_chunks": max_chunks,
             "threads": threads,
+            "exact": exact,
             "out": str(out),
         }
         what = f"computing the importance matrix of {path.name}"
