@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "bench": "efficli.bench",
+    "compress": "efficli.pipeline",
     "export": "efficli.export",
     "inspect": "efficli.pipeline",
     "plan": "efficli.planning.plan",

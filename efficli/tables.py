@@ -23,12 +23,13 @@ from efficli.inspection import report_table as inspected
 from efficli.interrupt import discard
 from efficli.ops.byte_size import binary_bytes
 from efficli.pipeline.fits import TARGET_COLUMNS
+from efficli.pipeline.result import ExportResult
 
 if TYPE_CHECKING:
     from efficli.bench.figures import ArtifactResult
     from efficli.bench.quality import Certificate
     from efficli.inspection import Inspection
-    from efficli.pipeline import BenchResult, ExportedFile, ExportResult, Tried
+    from efficli.pipeline import BenchResult, CompressResult, ExportedFile, Tried
     from efficli.pipeline.steps import StepRun
 
 _NAME_WIDTH = 16
@@ -87,6 +88,27 @@ def show_run(terminal: Terminal, result: ExportResult) -> None:
         terminal.text(f"{result.output / file.name}\n")
 
 
+def show_compressed(terminal: Terminal, result: CompressResult | ExportResult) -> None:
+    """The checkpoint, the file that it stands for, and its pass; with --export the artifact as `run` shows it."""
+    if isinstance(result, ExportResult):
+        show_run(terminal, result)
+        return
+    if terminal.as_json:
+        terminal.data(result.to_json())
+        return
+    title = f"{'Would write' if result.dry_run else 'Wrote'} {result.output} from {result.model}"
+    file = result.file
+    columns = ("method", "weights", "size as GGUF", "bits/weight")
+    row = [result.method, binary_bytes(result.nbytes), *(() if file is None else _file(file)[2:])]
+    terminal.table(title, columns[: len(row)], [row])
+    if file is not None:
+        terminal.table(*_types(file))
+    rows = [[step.what, "from the cache" if step.cached else _seconds(step)] for step in result.steps]
+    if rows:
+        terminal.table("Steps", ("pass", "time"), rows)
+    terminal.text(f"{result.output}\n")
+
+
 def _seconds(step: StepRun) -> str:
     seconds = step.seconds
     if seconds < 100:
@@ -98,6 +120,7 @@ def export_tables(result: ExportResult) -> Iterator[Table]:
     """The files, what could not take its type, and the certificates."""
     title = f"{'Would write' if result.dry_run else 'Wrote'} {result.output} from {result.model}"
     yield title, ("file", "type", "size", "bits/weight"), [_file(file) for file in result.files]
+    yield from (_types(file) for file in result.files if file.groups)
     fallbacks = Counter((file.type, f.wanted, f.columns, f.got) for file in result.files for f in file.fallbacks)
     if fallbacks:
         rows = [[type, wanted, got, str(cols), str(n)] for (type, wanted, cols, got), n in sorted(fallbacks.items())]
@@ -111,6 +134,12 @@ def export_tables(result: ExportResult) -> Iterator[Table]:
         totals = [(file.type, _certificate(file).total) for file in measured if _certificate(file).rows]
         if totals:
             yield _title(_certificate(measured[0])), *certificate_lines([(t, r.n, r.figures) for t, r in totals])
+
+
+def _types(file: ExportedFile) -> Table:
+    """The types of a file in which every tensor has its own."""
+    rows = [[one.group, one.type, str(one.tensors), binary_bytes(one.nbytes)] for one in file.groups]
+    return "Types", ("tensors", "type", "number", "size"), rows
 
 
 def _file(file: ExportedFile) -> list[str]:

@@ -15,6 +15,7 @@ TABLES_AND_SIGNATURES = {
     "efficli/cli/export.py:export": "a signature with the help of 27 options, and their names once more",
     "efficli/cli/bench.py:bench": "the same of 36",
     "efficli/cli/plan.py:plan": "the same of 19",
+    "efficli/cli/quantize.py:quantize": "the same of 27",
     "efficli/pipeline/export.py:export": "the same options, documented",
     "efficli/pipeline/bench.py:bench": "the same options, documented",
     "efficli/recipe/model.py:Recipe.from_export": "the same options, documented",

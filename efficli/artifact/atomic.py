@@ -38,7 +38,7 @@ _KEPT = " (previous artifact kept)"
 
 @dataclass(slots=True)
 class Draft:
-    """An artifact in the making: write files into `path`, then `commit`."""
+    """An artifact or a checkpoint in the making: write files into `path`, then `commit` or `commit_folder`."""
 
     path: Path
     """The temporary directory."""
@@ -72,6 +72,23 @@ class Draft:
             sync_directory(self.path)
         self._publish()
         return Artifact(self.out, whole, tuple(files))
+
+    def commit_folder(self) -> None:
+        """Publish the temporary directory as it is, for a checkpoint: its `efficli.json` is its own, and there are no
+        sums. Errors: as of `commit`.
+        """
+        if self.published:
+            raise RuntimeError("a draft is committed once")
+        inside = sorted(self.path.rglob("*"))
+        for path in inside:
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path.name} is not a regular file")
+            if path.is_file():
+                sync_file(path)
+        with _directory_errors(self.out):
+            for folder in (*(path for path in inside if path.is_dir()), self.path):
+                sync_directory(folder)
+        self._publish()
 
     def _publish(self) -> None:
         """Give the directory its name; after the rename nothing can undo it, so failures say so."""

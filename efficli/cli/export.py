@@ -16,11 +16,15 @@ from efficli.cli.options import (
     AsJson,
     Base,
     Model,
+    NoCache,
     NoColor,
     Quiet,
     Threads,
     Trust,
     Verbose,
+    bpw_option,
+    fit_option,
+    max_bytes_option,
     max_kld_option,
     min_top1_option,
     option,
@@ -34,6 +38,7 @@ from efficli.errors import UsageError
 Examples:
   efficli export reference -o out --type Q4_K_M
   efficli export ./SmolLM2-135M -o out --type Q8_0,Q4_K_M --imatrix auto
+  efficli export ./SmolLM2-135M -o out --max-bytes 75MiB
   efficli export org/name --revision v1.0 -o out --type Q4_0 --tensor-type 'attn_v=Q6_K'
   efficli export reference -o out --type Q3_K_M --min-top1 0.9 && echo close enough
   efficli export reference -o out --dry-run --json""",
@@ -50,6 +55,12 @@ def export(
             panel=TYPES,
             about="Q4_K_M, Q8_0 ... or MIXED (types that quantize allocated); by default MIXED or Q4_K_M.",
         ),
+    ] = None,
+    max_bytes: Annotated[str | None, max_bytes_option(TYPES)] = None,
+    bpw: Annotated[float | None, bpw_option(TYPES)] = None,
+    fit: Annotated[str | None, fit_option(TYPES)] = None,
+    fit_ctx: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens that --fit must hold.", rich_help_panel=TYPES)
     ] = None,
     imatrix: Annotated[
         str | None,
@@ -95,6 +106,7 @@ def export(
     ] = False,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn.", rich_help_panel=RUN)] = 0,
+    no_cache: NoCache = False,
     force: Annotated[bool, option("--force", panel=RUN, about="Replace what is in DIR.")] = False,
     dry_run: Annotated[bool, option("--dry-run", panel=RUN, about="Say what would be written, how large.")] = False,
     as_json: AsJson = False,
@@ -113,6 +125,10 @@ def export(
             output,
             format=format,
             types=None if type is None else tuple(part.strip() for part in type.split(",") if part.strip()),
+            max_bytes=max_bytes,
+            bpw=bpw,
+            fit=fit,
+            fit_ctx=fit_ctx,
             imatrix=imatrix,
             tensor_types=tuple(_override(word) for word in tensor_type or ()),
             output_tensor_type=output_tensor_type,
@@ -133,6 +149,7 @@ def export(
             seed=seed,
             force=force,
             dry_run=dry_run,
+            cache=not no_cache,
             progress=terminal,
         )
         tables.show_export(terminal, result)

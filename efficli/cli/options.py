@@ -33,10 +33,31 @@ Base = Annotated[
 ]
 
 
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Neither take results of steps from the cache nor keep any.", rich_help_panel=RUN),
+]
+
+
 def option(*names: str, panel: str, about: str, metavar: str | None = None) -> typer.models.OptionInfo:
     """An option with the sentence that help and docs/cli.md show."""
     made: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=about, rich_help_panel=panel)
     return made
+
+
+def max_bytes_option(panel: str) -> typer.models.OptionInfo:
+    """The budget as a size."""
+    return option("--max-bytes", metavar="SIZE", panel=panel, about="Size of the file at most: 350MiB.")
+
+
+def bpw_option(panel: str) -> typer.models.OptionInfo:
+    """The budget as bits per weight."""
+    return option("--bpw", metavar="X", panel=panel, about="Bits per weight at most: 3.2.")
+
+
+def fit_option(panel: str) -> typer.models.OptionInfo:
+    """The budget as a device's memory."""
+    return option("--fit", metavar="TARGET", panel=panel, about="What this device holds.")
 
 
 def max_kld_option(panel: str) -> typer.models.OptionInfo:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from efficli.cli.app import Job, app
-from efficli.cli.options import RUN, AsJson, NoColor, Quiet, Threads, Verbose, option, terminal_for
+from efficli.cli.options import RUN, AsJson, NoCache, NoColor, Quiet, Threads, Verbose, option, terminal_for
 
 RECIPE, CI = "Recipe", "For CI"
 
@@ -44,9 +44,7 @@ def run(
         Path | None, option("--junit", metavar="FILE.xml", panel=CI, about="Gates as JUnit test cases.")
     ] = None,
     threads: Threads = None,
-    no_cache: Annotated[
-        bool, option("--no-cache", panel=RUN, about="Neither take results of steps from the cache nor keep any.")
-    ] = False,
+    no_cache: NoCache = False,
     force: Annotated[bool, option("--force", panel=RUN, about="Replace what is in DIR.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,

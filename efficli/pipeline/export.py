@@ -11,17 +11,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from efficli.artifact import check_output
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
+from efficli.ops.ggml_types import is_mixed
 from efficli.pipeline.execution import RecipeRun, check_names
 from efficli.pipeline.files import calibration_texts, prepare_export, with_default_types
 from efficli.pipeline.passes import planned_passes
 from efficli.pipeline.preflight import check_first, input_paths
 from efficli.pipeline.result import ExportResult, planned
-from efficli.pipeline.steps import Clock
+from efficli.pipeline.steps import Clock, kept_steps
 from efficli.progress import Progress, Silent
 from efficli.recipe import Places, Recipe, no_place
 from efficli.store import Store
@@ -33,6 +35,10 @@ def export(
     *,
     format: str = "gguf",
     types: Sequence[str] | None = None,
+    max_bytes: int | str | None = None,
+    bpw: float | None = None,
+    fit: str | None = None,
+    fit_ctx: int | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     tensor_types: Sequence[tuple[str, str]] = (),
     output_tensor_type: str | None = None,
@@ -53,23 +59,33 @@ def export(
     seed: int = 0,
     force: bool = False,
     dry_run: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write `model` (directory, hub id, `reference`) as GGUF files into the directory `output`, load and measure them.
 
     `types` are llama.cpp's names, or MIXED: the types that a pass allocated to the checkpoint's tensors, which is the
     default where it has them, and Q4_K_M elsewhere. Several are written in one read. `imatrix` is a file or "auto".
+    A budget instead of types is a size (`max_bytes`: a number, or "350MiB"), bits per weight (`bpw`), or a target that
+    must hold the file and `fit_ctx` tokens (`fit`): the pass quantize.mixed then chooses the type of every tensor, and
+    with `cache` what it measures is kept for another budget.
     `tensor_types` are (regular expression, type). `trust_remote_code` takes a model that names code of its own; no code
     of it is run. The certificate compares with the origin, or with `base`, on the evaluation slice or `text`, in
     windows of `ctx` tokens; `max_kld` (nats) and `min_top1` (0 to 1) are gates: not met, nothing is written and
     GateError is raised. `strict` turns fallbacks and an absent origin into errors. With `dry_run` nothing is written.
     Errors are those of `efficli.errors`; `output` is untouched or whole after each of them.
     """
+    matrix = None if imatrix is None else os.fspath(imatrix)
+    budget = _budget(types, max_bytes, bpw, fit, fit_ctx)
+    if budget:  # the matrix is the pass's, which has one computed by itself, and keeps it for the export
+        budget |= {} if matrix in (None, "auto") else {"imatrix": matrix}
+        matrix = None
     recipe = Recipe.from_export(
         model=os.fspath(model),
         format=format,
-        types=None if types is None else tuple(types),
-        imatrix=None if imatrix is None else os.fspath(imatrix),
+        types=None if types is None or budget else tuple(types),
+        passes=({"method": "quantize.mixed", **budget},) if budget else (),
+        imatrix=matrix,
         tensor_types=tuple(tensor_types),
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
@@ -87,16 +103,44 @@ def export(
         strict=strict,
         seed=seed,
     )
-    return run_export(
-        recipe, Path(output), threads=threads, force=force, dry_run=dry_run, progress=progress or Silent()
-    )
+    progress = progress or Silent()
+    with kept_steps(cache and bool(budget) and not dry_run, progress) as store:
+        return run_export(
+            recipe, Path(output), threads=threads, force=force, dry_run=dry_run, store=store, progress=progress
+        )
+
+
+def _budget(
+    types: Sequence[str] | None, max_bytes: int | str | None, bpw: float | None, fit: str | None, fit_ctx: int | None
+) -> dict[str, Any]:
+    """The keys of quantize.mixed that a command line gives; UsageError where it names types, too."""
+    words = {"max_bytes": max_bytes, "bpw": bpw, "fit": fit}
+    budget = {key: word for key, word in words.items() if word is not None}
+    if not budget:
+        if fit_ctx is not None:
+            raise UsageError("--fit-ctx needs --fit", hint="--fit pi5-8gb --fit-ctx 4096")
+        return {}
+    option = "--" + next(iter(budget)).replace("_", "-")
+    if fit_ctx is not None and fit is None:
+        raise UsageError(f"{option} and --fit-ctx, which is for --fit")
+    if named := [word for word in types or () if not is_mixed(word)]:
+        hint = f"leave out one of them; --type says it for all, {option} chooses for each tensor"
+        raise UsageError(f"{option} and --type {named[0]}: a budget chooses the types", hint=hint)
+    return budget if fit_ctx is None else {**budget, "ctx_size": fit_ctx}
 
 
 def run_export(
-    recipe: Recipe, output: Path, *, threads: int | None, force: bool, dry_run: bool, progress: Progress
+    recipe: Recipe,
+    output: Path,
+    *,
+    threads: int | None,
+    force: bool,
+    dry_run: bool,
+    progress: Progress,
+    store: Store | None = None,
 ) -> ExportResult:
-    """Run the recipe of a command line, which has one step: nothing is looked up in the cache or kept there."""
-    return run_recipe(recipe, output, threads=threads, force=force, dry_run=dry_run, progress=progress)
+    """Run the recipe of a command line; of one without a pass nothing is worth keeping in a `store`."""
+    return run_recipe(recipe, output, threads=threads, force=force, dry_run=dry_run, store=store, progress=progress)
 
 
 def run_recipe(

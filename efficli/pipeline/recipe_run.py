@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from efficli.pipeline.passes import planned_passes
 from efficli.pipeline.preflight import check_first
 from efficli.pipeline.rehearse import rehearse
 from efficli.pipeline.result import ExportResult
+from efficli.pipeline.steps import kept_steps
 from efficli.planning.subject import with_stand_ins
 from efficli.progress import Progress, Silent
 from efficli.recipe import LoadedRecipe, load_with
-from efficli.store import Store, default_root
 
 
 def run(
@@ -80,11 +79,7 @@ def _run(
     if recipe.target or recipe.passes:  # what is wrong with them is said before weights are fetched
         jobs = _planned(loaded)[1]
         targets = check_fit(recipe, jobs, progress) if recipe.target else ()
-    with ExitStack() as stack:
-        store = None
-        if cache:
-            store = Store(default_root(), progress)
-            stack.enter_context(store.using())
+    with kept_steps(cache, progress) as store:
         done = run_recipe(
             recipe,
             output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,10 +12,30 @@ from efficli.bench.figures import BenchResult
 from efficli.bench.quality import Certificate
 from efficli.export.gguf.job import GgufJob, PlannedFile
 from efficli.export.gguf.types import Fallback
+from efficli.ops.ggml_types import is_mixed
 from efficli.pipeline.steps import StepRun
 
 if TYPE_CHECKING:
     from efficli.pipeline.gates import Judgement
+
+
+_KNOWN = ("format", "type", "bytes", "bits_per_weight", "types")
+"""Of a file that is not written yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeGroup:
+    """Tensors of one kind, whatever their blocks, that have the same type."""
+
+    group: str
+    """Their name with `*` for the number of the block."""
+    type: str
+    tensors: int
+    nbytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"group": self.group, "type": self.type, "tensors": self.tensors, "bytes": self.nbytes}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +50,8 @@ class ExportedFile:
     """Tensors that could not take the type."""
     weights: Mapping[str, int] = field(default_factory=dict, repr=False)
     """How many weights have which of ggml's types."""
+    groups: tuple[TypeGroup, ...] = field(default=(), repr=False)
+    """The types of a file in which every tensor has its own; vectors apart."""
     sha256: str | None = None
     sample: str | None = None
     """What the runtime wrote when the file was tried; empty for an embedding model."""
@@ -43,6 +66,7 @@ class ExportedFile:
             "bytes": self.nbytes,
             "sha256": self.sha256,
             "bits_per_weight": round(self.bits_per_weight, 4),
+            **({"types": [group.to_json() for group in self.groups]} if self.groups else {}),
             "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
             "sample": self.sample,
             "certificate": None if self.certificate is None else self.certificate.to_json(),
@@ -90,6 +114,39 @@ class ExportResult:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressResult:
+    """The checkpoint that was written, or in a dry run would be."""
+
+    output: Path
+    model: str
+    method: str
+    nbytes: int
+    """Of its tensors."""
+    file: ExportedFile | None
+    """What its allocation of types makes of it, where it has one."""
+    report: tuple[str, ...]
+    dry_run: bool
+    steps: tuple[StepRun, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "schema_version": 1,
+            "command": "quantize",
+            "checkpoint": str(self.output),
+            "model": self.model,
+            "method": self.method,
+            "bytes": self.nbytes,
+            "file": self.file and {key: value for key, value in self.file.to_json(Path()).items() if key in _KNOWN},
+            "report": list(self.report),
+            "steps": [step.to_json() for step in self.steps],
+            "dry_run": self.dry_run,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
 def planned(job: GgufJob, file: PlannedFile) -> ExportedFile:
     """A file as it is known before it is written."""
     data = file.choice.nbytes(job.tensors)
@@ -104,4 +161,20 @@ def planned(job: GgufJob, file: PlannedFile) -> ExportedFile:
         bits_per_weight=data * 8 / job.num_weights,
         fallbacks=file.choice.fallbacks,
         weights=weights,
+        groups=_groups(job, file) if is_mixed(file.type) else (),
+    )
+
+
+def _groups(job: GgufJob, file: PlannedFile) -> tuple[TypeGroup, ...]:
+    """Types by kind of tensor, in the order of the file and of what they hold."""
+    found: dict[str, dict[str, list[int]]] = {}
+    stored = {tensor.name: tensor.nbytes for tensor in file.choice.stored(job.tensors)}
+    for tensor in job.tensors:
+        if not tensor.keep_f32:
+            group = found.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name), {})
+            group.setdefault(file.choice.types[tensor.name], []).append(stored[tensor.name])
+    return tuple(
+        TypeGroup(group=name, type=kind, tensors=len(sizes), nbytes=sum(sizes))
+        for name, kinds in found.items()
+        for kind, sizes in sorted(kinds.items(), key=lambda item: (-sum(item[1]), item[0]))
     )

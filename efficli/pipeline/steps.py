@@ -17,7 +17,7 @@ from typing import Any
 from efficli.artifact import FileRecord
 from efficli.errors import OutputError
 from efficli.progress import Progress
-from efficli.store import Entry, Store, step_key
+from efficli.store import Entry, Store, default_root, step_key
 
 Ingredients = Callable[[], Mapping[str, Any]]
 """Made only where there is a cache: hashing a model's weights takes time."""
@@ -35,6 +35,17 @@ class Clock:
         began = time.monotonic()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+
+
+@contextmanager
+def kept_steps(wanted: bool, progress: Progress) -> Iterator[Store | None]:
+    """The cache where it is wanted, in use until the end of the block."""
+    if not wanted:
+        yield None
+        return
+    store = Store(default_root(), progress)
+    with store.using():
+        yield store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ relative to the directory that the command runs in, as on a command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -240,6 +240,8 @@ class Recipe(Part):
         trust_remote_code: bool = False,
         seed: int = 0,
         strict: bool = False,
+        passes: Sequence[Mapping[str, Any]] = (),
+        calibration: str | None = None,
         imatrix: str | None = None,
         tensor_types: tuple[tuple[str, str], ...] = (),
         output_tensor_type: str | None = None,
@@ -256,11 +258,13 @@ class Recipe(Part):
     ) -> Recipe:
         """The recipe with one export that a command line stands for; UsageError where a value is out of range.
 
-        `types` None: those that the checkpoint has an allocation of, or Q4_K_M.
+        `types` None: those that the checkpoint has an allocation of, or Q4_K_M. `passes`: method and keys of each.
+        `calibration`: a text file.
         """
         values = {
             "version": 1, "model": model, "revision": revision, "trust_remote_code": trust_remote_code,
             "seed": seed, "strict": strict,
+            "passes": [dict(one) for one in passes], "calibration": {"text": calibration},
             "exports": [{
                 "format": format, **({} if types is None else {"type": types}), "imatrix": imatrix,
                 "tensor_type": tuple(f"{pattern}={type}" for pattern, type in tensor_types),

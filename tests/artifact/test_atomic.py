@@ -371,3 +371,21 @@ def test_errors_of_reading_are_not_blamed_on_the_output(tmp_path):
         draft(tmp_path / "out", inputs=[], needs_bytes=0, force=False),
     ):
         raise OSError(5, "Input/output error", "/data/model.safetensors")
+
+
+def test_a_folder_is_published_as_it_is(tmp_path):
+    """A checkpoint: its own efficli.json, folders inside, no sums."""
+    with draft(tmp_path / "out", inputs=[], needs_bytes=0, force=False) as drafted:
+        (drafted.path / "efficli.json").write_text("{}")
+        (drafted.path / "1_Pooling").mkdir()
+        (drafted.path / "1_Pooling" / "config.json").write_text("{}")
+        drafted.commit_folder()
+        with pytest.raises(RuntimeError, match="committed once"):
+            drafted.commit_folder()
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {"out", "out/efficli.json", "out/1_Pooling", "out/1_Pooling/config.json"}
+    with draft(tmp_path / "other", inputs=[], needs_bytes=0, force=False) as drafted:
+        (drafted.path / "link").symlink_to(tmp_path)
+        with pytest.raises(ValueError, match="link is not a regular file"):
+            drafted.commit_folder()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
