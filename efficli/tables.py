@@ -91,7 +91,7 @@ def show_run(terminal: Terminal, result: ExportResult) -> None:
 def show_compressed(terminal: Terminal, result: CompressResult | ExportResult) -> None:
     """The checkpoint, the file that it stands for, and its pass; with --export the artifact as `run` shows it."""
     if isinstance(result, ExportResult):
-        show_run(terminal, result)
+        (show_export if result.dry_run else show_run)(terminal, result)
         return
     if terminal.as_json:
         terminal.data(result.to_json())

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from efficli.bench.origin import TorchWriter
 from efficli.checkpoint import Checkpoint
+from efficli.checkpoint.sidecar import IMATRIX
 from efficli.errors import CheckpointError, UsageError
 from efficli.ops.child import run_child
 from efficli.ops.llama import LlamaFile, available_threads
@@ -55,7 +56,7 @@ def model_file(path: str | Path) -> Path:
         return path.absolute()
     if not path.is_dir():
         raise CheckpointError("no such file or directory, expected an artifact", where=str(path), hint=_ARTIFACT)
-    files = sorted(path.glob("*.gguf"))
+    files = sorted(file for file in path.glob("*.gguf") if file.name != IMATRIX)
     if not files:
         raise CheckpointError("no .gguf file in it, expected an artifact", where=str(path), hint=_ARTIFACT)
     if len(files) > 1:

@@ -13,6 +13,7 @@ from efficli.artifact.temporary import scratch_directory
 from efficli.bench import compare
 from efficli.bench.compare import Side
 from efficli.checkpoint import Checkpoint, open_checkpoint
+from efficli.checkpoint.sidecar import IMATRIX
 from efficli.network.loading import torch_is_installed
 from efficli.ops.sampling import Completion
 from efficli.pipeline.plain_file import write_plain
@@ -71,7 +72,7 @@ def open_base(
 ) -> Checkpoint | Path:
     """A base to compare with: an artifact's file, a checkpoint, or without PyTorch a temporary F32 file of one."""
     path = Path(base)
-    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+    if path.suffix == ".gguf" or (path.is_dir() and any(file.name != IMATRIX for file in path.glob("*.gguf"))):
         return compare.model_file(path)
     if torch_is_installed():
         return open_checkpoint(base, trust_remote_code=trust_remote_code)

@@ -12,6 +12,7 @@ from efficli.bench.gguf_engine import GgufFile
 from efficli.bench.rounds import Effort
 from efficli.bench.scenario import Scenario
 from efficli.checkpoint.locate import EMBEDDED
+from efficli.checkpoint.sidecar import IMATRIX
 from efficli.errors import CheckpointError, UnsupportedError, UsageError, did_you_mean
 from efficli.export.gguf.parse import GgufHeader, read_gguf
 from efficli.ops.llama_model import available_threads
@@ -182,7 +183,8 @@ def open_file(path: Path) -> BenchFile:
 def model_files(artifact: Path) -> list[Path]:
     """The model files that a word on the command line means: the file, or every one of the directory."""
     if artifact.is_dir():
-        found = sorted(path for path in artifact.glob("*.gguf") if path.is_file())  # of a pipe, opening would wait
+        found = sorted(path for path in artifact.glob("*.gguf") if path.name != IMATRIX)
+        found = [path for path in found if path.is_file()]  # of a pipe, opening would wait
         if not found:
             raise CheckpointError(
                 "no .gguf file in it, expected an artifact",

@@ -11,6 +11,7 @@ from efficli.checkpoint.files import open_regular, read_exactly
 from efficli.checkpoint.locate import EMBEDDED
 from efficli.checkpoint.opening import open_to_inspect
 from efficli.checkpoint.shards import INDEX, SINGLE
+from efficli.checkpoint.sidecar import IMATRIX
 from efficli.errors import CheckpointError, EffiError, UnsupportedError
 from efficli.inspection.checkpoint_folder import inspect_checkpoint
 from efficli.inspection.gguf_file import Hashes, inspect_gguf
@@ -87,8 +88,9 @@ def _model(path: Path, kind: str, expected: Expected, scan: bool, progress: Prog
 
 def _folder(root: Path, revision: str | None, scan: bool, progress: Progress) -> Inspection:
     """Every model of a folder, then its other files against their hashes."""
-    files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".gguf", ".onnx"))
     has_weights = any(os.path.lexists(root / name) for name in (SINGLE, INDEX))
+    files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".gguf", ".onnx"))
+    files = [path for path in files if not (has_weights and path.name == IMATRIX)]  # which is no model
     if not files:
         return _checkpoint(root, revision, scan, progress)
     expected = read_expected(root)

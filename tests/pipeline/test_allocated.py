@@ -152,3 +152,12 @@ def test_a_rehearsal_has_the_allocation_of_its_layers(tmp_path):
     done = efficli.run(tmp_path / "recipe.yaml", tmp_path / "out", rehearsal=True, threads=1)
     assert [step.what for step in done.steps if step.kind == "write"] == ["MIXED"]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_matrix_beside_the_weights_is_no_model(model):
+    found = efficli.inspect(model)
+    assert (found.kind, len(found.models)) == ("checkpoint", 1)
+    with pytest.raises(CheckpointError, match=r"no \.gguf file in it, expected an artifact"):
+        efficli.try_artifact(model, "def")
+    done = efficli.bench([model], starts=False)
+    assert "no .gguf file in it" in done.artifacts[0].failure.message

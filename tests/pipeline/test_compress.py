@@ -133,3 +133,17 @@ def test_a_second_pass_takes_over_neither_recipe_nor_steps_of_the_first(first, t
     assert ckpt.sidecar.origin == before.sidecar.origin
     assert load(twice.output / "recipe.yaml").model == str(first.output)
     assert Path(twice.output / "1_Pooling" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"max_bytes": "1MiB", "types": ("mixed", "Q8_0")}, "--max-bytes and --type Q8_0: a budget chooses the types"),
+        ({"bpw": 3.5, "fit_ctx": 64}, "--bpw and --fit-ctx, which is for --fit"),
+        ({"fit_ctx": 64}, "--fit-ctx needs --fit"),
+    ],
+)
+def test_a_budget_of_an_export_and_what_contradicts_it(model, tmp_path, wishes, message):
+    with lost_nothing(tmp_path), pytest.raises(UsageError) as raised:
+        efficli.export(model, tmp_path / "out", **wishes)
+    assert message in raised.value.line
