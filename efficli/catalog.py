@@ -18,6 +18,7 @@ from efficli.checkpoint.sidecar import ALLOCATION_DROPPED, Origin, Sidecar, Step
 from efficli.errors import UsageError, did_you_mean
 from efficli.method import (
     Context,
+    InputsOf,
     Kind,
     Leave,
     MethodConfig,
@@ -46,6 +47,8 @@ class Method:
     solve: TensorSolver | None = None
     leave: Leave | None = None
     rehearsal: Rehearsal | None = None
+    uses: tuple[str, ...] = ()
+    inputs: InputsOf | None = None
 
 
 def method_names() -> tuple[str, ...]:
@@ -100,6 +103,8 @@ def load_method(name: str) -> Method:
         solve=getattr(module, "solve", None),
         leave=getattr(module, "leave", None),
         rehearsal=getattr(module, "rehearsal", None),
+        uses=getattr(module, "USES", ()),
+        inputs=getattr(module, "inputs", None),
     )
 
 

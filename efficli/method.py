@@ -7,11 +7,13 @@ whole-model   run(ckpt, folder, config, context) -> Outcome: writes the new chec
 tensor        solve(weight, statistics, config, context) -> weight, and, where some matrices are not for it,
               leave(rows, columns, config) -> why one of this shape stays as it is, or None. `tensorwise` walks them.
 
-A module may have rehearsal(config, layers) -> config too, if its keys depend on the size of the model.
+A module may have rehearsal(config, layers) -> config too, if its keys depend on the size of the model; USES, names of
+what it wants of its context ("file", "calibration"); and inputs(config) -> Inputs, what it reads beside the checkpoint.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.sidecar import Allocation, Packed
+from efficli.precision.view import Calibration, FileView
 from efficli.progress import Progress, Silent
 from efficli.strict_schema import Part
 
@@ -76,6 +79,52 @@ class Context:
     """The loss of the checkpoint in a folder, for methods that choose by measuring; lower is better."""
     headers_only: bool = False
     """Write sizes, not values: the folder is planned with, and then thrown away."""
+    file: FileView | None = None
+    """The file that the checkpoint becomes; for methods that use "file"."""
+    calibration: Callable[[], Calibration] | None = None
+    """Tokens to look at the model with; for methods that use "calibration"."""
+    keep: Keep | None = None
+    """Results of parts of the method that are worth keeping; for methods that use "calibration"."""
+
+    @property
+    def num_threads(self) -> int:
+        """How many to compute with."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def need_file(self) -> FileView:
+        """`file`, of a method that uses it."""
+        if self.file is None:
+            raise ValueError("the method does not say that it uses the file")
+        return self.file
+
+    def need_calibration(self) -> Calibration:
+        """`calibration`, of a method that uses it."""
+        if self.calibration is None:
+            raise ValueError("the method does not say that it uses the calibration text")
+        return self.calibration()
+
+    def need_keep(self) -> Keep:
+        """`keep`, of a method that uses the calibration text."""
+        if self.keep is None:
+            raise ValueError("the method does not say that it uses the calibration text")
+        return self.keep
+
+
+class Keep(Protocol):
+    """Makes a part of a method's work, or finds it where it was made before."""
+
+    def __call__(
+        self, kind: str, what: str, module: str, ingredients: Mapping[str, Any], fill: Callable[[Path], None]
+    ) -> Path:
+        """The folder that `fill` wrote, now or earlier, from the same checkpoint, ingredients and source code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a method reads beside its checkpoint."""
+
+    files: tuple[Path, ...] = ()
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +157,9 @@ class TensorSolver(Protocol):
 
 Leave = Callable[[int, int, Any], str | None]
 """Rows, columns, configuration -> why such a matrix stays as it is, or None."""
+
+InputsOf = Callable[[Any], Inputs]
+"""Configuration -> what is read beside the checkpoint."""
 
 Rehearsal = Callable[[Any, int], Any]
 """Configuration, number of layers -> the configuration with which a clone of so few layers can be gone through."""

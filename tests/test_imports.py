@@ -22,10 +22,10 @@ LAYERS = (
     ("pipeline",),
     ("recipe", "export", "bench", "planning", "inspection"),
     ("catalog", "tensorwise"),
-    ("skip_layers", "lowrank"),
-    ("method", "surgery"),
+    ("skip_layers", "lowrank", "quantize"),
+    ("method", "surgery", "network", "precision"),
     (
-        "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema",
+        "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema", "schema_types",
         "target",
         "targets",
         "store",
@@ -132,6 +132,7 @@ def loaded_after(code: str) -> set[str]:
     [
         ["--help"],
         ["export", "--help"],
+        ["quantize", "--help"],
         ["bench", "--help"],
         ["try", "--help"],
         ["inspect", "--help"],

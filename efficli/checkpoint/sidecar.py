@@ -85,6 +85,8 @@ class Allocation(BaseModel):
     """The plain name of a file beside the weights, in llama-imatrix's format."""
     imatrix_sha256: str | None = Field(default=None, pattern=_SHA256)
     """Of that file; `sealed` records it."""
+    losses: dict[str, float] = Field(default_factory=dict)
+    """What each tensor is predicted to lose by its type, as far as the pass knows."""
 
     @model_validator(mode="after")
     def _plain(self) -> Self:

@@ -18,8 +18,9 @@ from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.errors import UsageError
 from efficli.export.gguf.job import GgufJob
 from efficli.ops.ggml_types import is_mixed
+from efficli.pipeline.calibration import calibration_texts
 from efficli.pipeline.execution import RecipeRun, check_names
-from efficli.pipeline.files import calibration_texts, prepare_export, with_default_types
+from efficli.pipeline.files import prepare_export, with_default_types
 from efficli.pipeline.passes import planned_passes
 from efficli.pipeline.preflight import check_first, input_paths
 from efficli.pipeline.result import ExportResult, planned

@@ -12,10 +12,8 @@ from typing import Any
 
 from efficli import __version__
 from efficli.artifact import FileRecord
-from efficli.bench.texts import evaluation_texts
 from efficli.checkpoint import Checkpoint
 from efficli.checkpoint.sidecar import IMATRIX, Allocation, allocation_imatrix
-from efficli.data import committed
 from efficli.errors import UsageError
 from efficli.export.gguf.imatrix import compute_imatrix, read_imatrix, write_imatrix
 from efficli.export.gguf.job import GgufJob, prepare
@@ -25,14 +23,12 @@ from efficli.families import read_shape
 from efficli.ops.ggml_types import MIXED, is_mixed
 from efficli.ops.llama_model import available_threads
 from efficli.ops.storage import write_file
+from efficli.pipeline.calibration import calibration_texts, hashes
 from efficli.pipeline.passes import Digests
 from efficli.pipeline.plain_file import write_plain
 from efficli.pipeline.steps import Steps
 from efficli.recipe import Export, Recipe
 from efficli.store import package_versions, source_hash
-
-CALIBRATION = ("calibration-code", "calibration-prose")
-"""The slices that a model is calibrated on where the recipe names no text."""
 
 UNUSED = "the allocation of types is not used: another type was asked for"
 WRITTEN = "written.json"
@@ -91,22 +87,10 @@ def decides(recipe: Recipe, export: Export) -> str:
         told["seed"] = recipe.seed
     if export.imatrix == "auto":
         told["calibration"] = recipe.calibration.model_dump(mode="json", exclude={"text"})
-        told["texts"] = _hashes(calibration_texts(recipe))
+        told["texts"] = hashes(calibration_texts(recipe))
     elif export.imatrix is not None:
         told["imatrix"] = _sha256(Path(export.imatrix))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def calibration_texts(recipe: Recipe) -> list[tuple[str, str]]:
-    """(name, content) of what the model is calibrated on."""
-    if recipe.calibration.text is None:
-        return [(name, committed(name)) for name in CALIBRATION]
-    return [(text.name, text.content) for text in evaluation_texts(recipe.calibration.text)]
-
-
-def _hashes(texts: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Name and SHA-256 of each text."""
-    return [[name, hashlib.sha256(text.encode()).hexdigest()] for name, text in texts]
 
 
 def _sha256(path: Path) -> str:
@@ -232,7 +216,7 @@ class FileWriter:
         def ingredients() -> dict[str, Any]:
             return {
                 "input": self.digests.of(self.checkpoint).value,
-                "texts": _hashes(texts),
+                "texts": hashes(texts),
                 "runs_as": kind,
                 "chunk": chunk,
                 "chunks": most,

@@ -69,6 +69,13 @@ def check_fit(recipe: Recipe, jobs: Sequence[GgufJob], progress: Progress) -> tu
     return tuple(rows)
 
 
+def fit_of(target: Target, job: GgufJob, ctx: int | None) -> Fit:
+    """What `plan` says of the first file of a job on a target; `ctx`: None for a recipe's usual one."""
+    model = _model(job)
+    wanted = ctx or int(Recipe.model_fields["ctx_size"].default)
+    return fit(target, model, next(_files(job)), min(wanted, model.max_positions))
+
+
 def _model(job: GgufJob) -> _Model:
     return _Model(
         metadata=plain_values(job.metadata),

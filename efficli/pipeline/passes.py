@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from efficli.artifact.temporary import scratch_directory
-from efficli.catalog import method_modules, run_method
+from efficli.catalog import load_method, method_modules, run_method
 from efficli.checkpoint import Checkpoint, open_checkpoint
 from efficli.checkpoint.digest import Digest, digest_of, small_files
 from efficli.checkpoint.sidecar import Origin
 from efficli.errors import UsageError
-from efficli.method import Context, MethodConfig
+from efficli.method import MethodConfig
 from efficli.ops.llama_model import available_threads
 from efficli.ops.storage import write_file
+from efficli.pipeline.method_context import COMPUTES, beside, context_for, planning_context, thread_words
 from efficli.pipeline.steps import Steps
 from efficli.progress import Progress
 from efficli.recipe import Pass, Places, Recipe
@@ -26,11 +26,6 @@ from efficli.store import package_versions, source_hash
 
 CHECKPOINT, OUTCOME = "checkpoint", "outcome.json"
 """What a pass leaves: the checkpoint's folder, and its rows for the report."""
-
-_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""How many threads numpy sums with, which decides the last bits."""
-_COMPUTES = ("numpy", "torch")
-"""Packages whose version can change the weights that a method writes."""
 
 
 @dataclass(slots=True)
@@ -63,7 +58,8 @@ def planned_passes(recipe: Recipe, base: Checkpoint, at: Places) -> Iterator[Che
             folder = stack.enter_context(scratch_directory())
             assert isinstance(one.config, MethodConfig)
             with at("passes", number, only=UsageError):
-                run_method(one.method, ckpt, folder, one.config, Context(seed=recipe.seed, headers_only=True))
+                context = planning_context(load_method(one.method), ckpt, recipe)
+                run_method(one.method, ckpt, folder, one.config, context)
             ckpt = _named(folder, base, recipe)
         yield ckpt
 
@@ -93,21 +89,26 @@ def _named(folder: Path, base: Checkpoint, recipe: Recipe) -> Checkpoint:
 def _apply(
     one: Pass, recipe: Recipe, base: Checkpoint, ckpt: Checkpoint, steps: Steps, digests: Digests, threads: int
 ) -> tuple[Checkpoint, list[str]]:
+    assert isinstance(one.config, MethodConfig)
+    method = load_method(one.method)
+
     def ingredients() -> dict[str, Any]:
+        assert isinstance(one.config, MethodConfig)
         return {
             "method": one.method,
             "config": one.config.model_dump(mode="json"),
             "input": digests.of(ckpt).value,
             "source": source_hash(*method_modules(one.method)),
-            "versions": package_versions(*_COMPUTES),
+            "versions": package_versions(*COMPUTES),
             "seed": recipe.seed,
-            "threads": [threads, *(os.environ.get(name) for name in _BLAS)],
+            "threads": thread_words(threads),
+            **({"beside": told} if (told := beside(method, one.config, recipe)) else {}),
         }
 
     def fill(folder: Path) -> None:
         steps.progress.start(one.method, 0)
         (folder / CHECKPOINT).mkdir()
-        context = Context(seed=recipe.seed, threads=threads, progress=steps.progress, evaluate=None)
+        context = context_for(method, ckpt, recipe, steps, lambda: digests.of(ckpt).value, threads)
         assert isinstance(one.config, MethodConfig)
         known = ckpt.sidecar is not None and ckpt.sidecar.origin is not None
         origin = None if known else Origin(fingerprint=digests.of(ckpt).fingerprint)

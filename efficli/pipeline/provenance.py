@@ -19,7 +19,7 @@ from efficli.export.gguf.job import GgufJob
 from efficli.export.gguf.verify import Verified
 from efficli.export.gguf.writer import WrittenFile
 from efficli.ops.llama_model import available_threads
-from efficli.pipeline.files import calibration_texts
+from efficli.pipeline.calibration import calibration_texts
 from efficli.pipeline.result import ExportResult
 from efficli.recipe import Recipe
 

@@ -35,8 +35,9 @@ from efficli.families import ModelShape, TensorSpec, expected_tensors, read_shap
 from efficli.method import TensorConfig
 from efficli.ops.ggml_types import asked_type
 from efficli.ops.storage import write_file
+from efficli.pipeline.calibration import calibration_texts
 from efficli.pipeline.export import run_recipe
-from efficli.pipeline.files import allocation_of, calibration_texts
+from efficli.pipeline.files import allocation_of
 from efficli.pipeline.result import ExportResult
 from efficli.progress import Progress
 from efficli.recipe import Bench, Calibration, Export, Gates, Pass, Recipe

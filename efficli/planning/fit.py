@@ -114,11 +114,15 @@ class Fit:
     """`reasons`, and what speed and memory were reckoned from."""
 
     @property
+    def comfortable_bytes(self) -> int:
+        """What a file may need in all to FIT."""
+        return int(self.usable_bytes.low * (1 - MARGIN))
+
+    @property
     def no_repack(self) -> bool:
         """Whether it would FIT, were no weights repacked."""
-        limit = self.usable_bytes.low * (1 - MARGIN)
         loads = self.limited_by not in ("runtime", "type")
-        return self.verdict == "TIGHT" and loads and self.need_bytes - self.repacked_bytes <= limit
+        return self.verdict == "TIGHT" and loads and self.need_bytes - self.repacked_bytes <= self.comfortable_bytes
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -7,7 +7,7 @@ relative to the directory that the command runs in, as on a command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -15,14 +15,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from efficli import catalog, strict_schema
 from efficli.errors import UsageError
-from efficli.ops.byte_size import parse_bytes
+from efficli.schema_types import Bytes, Words, or_list, words
 from efficli.strict_schema import Inner, Part, Refused
 from efficli.strict_yaml import Document, is_plain
-
-
-def _words(value: Any) -> Any:
-    """One word where a list of words is meant."""
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 def _numbers(value: Any) -> Any:
@@ -44,39 +39,16 @@ def _unless_false(value: Any) -> Any:
     return None if value is False else value
 
 
-def _bytes(value: Any) -> Any:
-    """A number of bytes, or "350MiB"."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_bytes(value)
-    except UsageError as error:
-        raise Refused(error.message, error.hint) from None
-
-
 def _no_truth(value: Any) -> Any:
     """`true` equals 1 in Python, and is no version."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _or_list(kind: Any, read: Callable[[Any], Any], least: int = 1) -> BeforeValidator:
-    """Takes one `kind` or a list of them; a JSON schema says so."""
-    return BeforeValidator(read, json_schema_input_type=kind | Annotated[list[kind], Field(min_length=least)])
-
-
 _Length = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Threads = Annotated[int, Field(ge=1, le=512)]
-Words = Annotated[tuple[str, ...], _or_list(str, _words, 0)]
-Types = Annotated[tuple[str, ...], Field(min_length=1), _or_list(str, _words)]
-Lengths = Annotated[tuple[_Length, ...], Field(min_length=1), _or_list(_Length, _numbers)]
-Counts = Annotated[tuple[_Threads, ...], Field(min_length=1), _or_list(_Threads, _numbers)]
-_SIZE = r"^\s*([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})\s*([kKmMgGtT][iI]?[bB]|[bB])?\s*$"
-"""What `parse_bytes` reads, for an editor."""
-Bytes = Annotated[
-    int,
-    Field(ge=1),
-    BeforeValidator(_bytes, json_schema_input_type=Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_SIZE)]),
-]
+Types = Annotated[tuple[str, ...], Field(min_length=1), or_list(str, words)]
+Lengths = Annotated[tuple[_Length, ...], Field(min_length=1), or_list(_Length, _numbers)]
+Counts = Annotated[tuple[_Threads, ...], Field(min_length=1), or_list(_Threads, _numbers)]
 
 
 class Pass(Part):
@@ -218,9 +190,9 @@ class Recipe(Part):
     """Fallbacks, unexpected tensors and an absent origin are errors."""
     calibration: Calibration = Calibration()
     """What importance matrices and methods look at."""
-    passes: Annotated[tuple[Pass, ...], _or_list(Pass, _one_or_more, 0)] = ()
+    passes: Annotated[tuple[Pass, ...], or_list(Pass, _one_or_more, 0)] = ()
     """Steps that change weights, in this order; one or a list."""
-    exports: Annotated[tuple[Export, ...], Field(min_length=1), _or_list(Export, _one_or_more)] = (Export(),)
+    exports: Annotated[tuple[Export, ...], Field(min_length=1), or_list(Export, _one_or_more)] = (Export(),)
     """What to write; one export or a list."""
     certificate: Certificate = Certificate()
     """What to measure of their quality."""

@@ -1,0 +1,1 @@
+"""Methods that take fewer bits for each weight."""
