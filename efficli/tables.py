@@ -138,8 +138,13 @@ def export_tables(result: ExportResult) -> Iterator[Table]:
 
 def _types(file: ExportedFile) -> Table:
     """The types of a file in which every tensor has its own."""
-    rows = [[one.group, one.type, str(one.tensors), binary_bytes(one.nbytes)] for one in file.groups]
-    return "Types", ("tensors", "type", "number", "size"), rows
+    rows = [
+        [one.group, one.type, str(one.tensors), binary_bytes(one.nbytes), "" if one.loss is None else f"{one.loss:.2g}"]
+        for one in file.groups
+    ]
+    columns = ("tensors", "type", "number", "size", "predicted loss")
+    told = any(one.loss is not None for one in file.groups)
+    return ("Types", columns, rows) if told else ("Types", columns[:-1], [row[:-1] for row in rows])
 
 
 def _file(file: ExportedFile) -> list[str]:

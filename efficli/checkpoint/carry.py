@@ -14,7 +14,7 @@ from efficli.checkpoint.reader import Checkpoint
 from efficli.checkpoint.safetensors_file import write_file
 from efficli.checkpoint.shards import INDEX, PICKLES, SINGLE
 from efficli.checkpoint.sidecar import FILE, PACKED, PACKED_METADATA, Packed, edit, packed_blocks, packed_sizes
-from efficli.checkpoint.tensor_types import TENSOR_TYPES
+from efficli.checkpoint.tensor_types import ALLOCATION, FRONTIER, TENSOR_TYPES
 from efficli.ops.storage import byte_text, writing
 
 RECIPE = "recipe.yaml"
@@ -36,7 +36,7 @@ def carry_small_files(ckpt: Checkpoint, folder: Path) -> list[str]:
     """
     own = {SINGLE, INDEX, FILE, "config.json"}
     if ckpt.sidecar is not None:
-        own |= {RECIPE, TENSOR_TYPES, *(entry.file for entry in ckpt.sidecar.packed.values())}
+        own |= {RECIPE, TENSOR_TYPES, ALLOCATION, FRONTIER, *(entry.file for entry in ckpt.sidecar.packed.values())}
         allocation = ckpt.sidecar.allocation
         own |= {allocation.imatrix} if allocation is not None and allocation.imatrix is not None else set()
     left_out = []

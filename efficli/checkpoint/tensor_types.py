@@ -8,6 +8,9 @@ from collections.abc import Mapping
 TENSOR_TYPES = "tensor-types.txt"
 """The name of the text beside weights, or beside the file that was written so."""
 
+ALLOCATION, FRONTIER = "allocation.json", "frontier.png"
+"""What the types were chosen from, beside them: as numbers, and as a picture."""
+
 _SPECIAL = re.compile(r"[][\\.^$*+?(){}|]")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from efficli.errors import CheckpointError
 from efficli.network.model import Network
+from efficli.network.statistics import side_by_side
 
 CONTEXT = 0.25
 """Share of a chunk that is context only; the positions after it are scored."""
@@ -34,23 +35,22 @@ class Divergence:
         self._torch, self._network = torch, network
         self._layers = network.layers()
         size = (1 - CONTEXT) * len(chunks[0]) * 4 * network.vocab_size if network.causal else 1
-        self.chunks = [list(chunk) for chunk in chunks[: max(1, int(BASE_BYTES / size))]]
+        self.chunks = list(side_by_side(chunks[: max(1, int(BASE_BYTES / size))], network.vocab_size))
+        """Runs of them, which are computed side by side."""
         self._outputs: list[list[Any]] = []
-        """What each layer gave, by chunk."""
+        """What each layer gave, by run."""
         self._base = self._held()
 
     @property
     def positions(self) -> int:
         """How many are scored."""
-        return sum(len(base) for base in self._base)
+        return sum(base.shape[0] * base.shape[1] for base in self._base)
 
     def hold(self) -> float:
         """Take the network as it is now for what `measure` may skip; the mean divergence of this state."""
         with self._torch.inference_mode():
-            found = [
-                float(self._distance(base, held).mean()) for base, held in zip(self._base, self._held(), strict=True)
-            ]
-        return float(np.mean(found))
+            found = [self._means(base, held) for base, held in zip(self._base, self._held(), strict=True)]
+        return float(np.concatenate(found).mean())
 
     def measure(self, first: int = -1) -> NDArray[np.float64]:
         """Mean divergence of each chunk, nats, where no matrix before layer `first` was replaced since the beginning,
@@ -62,10 +62,11 @@ class Divergence:
         with self._torch.inference_mode():
             for number, chunk in enumerate(self.chunks):
                 with self._skipped(first, number):
-                    found.append(float(self._distance(self._base[number], self._scores(chunk)).mean()))
-        if not np.isfinite(found).all():
+                    found.append(self._means(self._base[number], self._scores(chunk)))
+        means = np.concatenate(found)
+        if not np.isfinite(means).all():
             raise CheckpointError("the network computes NaN or infinite values", where=self._network.checkpoint.name)
-        return np.array(found)
+        return means
 
     def mean(self, first: int = -1) -> float:
         """`measure`, averaged over the chunks."""
@@ -80,11 +81,15 @@ class Divergence:
                     scores.append(self._scores(chunk))
         return scores
 
-    def _scores(self, chunk: Sequence[int]) -> Any:
-        """Log-probabilities of the scored positions (n, vocabulary), or hidden states of an encoder."""
-        first = int(CONTEXT * len(chunk))
-        values = self._torch.from_numpy(self._network.forward(chunk, first=first))
+    def _scores(self, chunks: Sequence[Sequence[int]]) -> Any:
+        """Log-probabilities of the scored positions (chunks, n, vocabulary), or hidden states of an encoder."""
+        values = self._network.forward_all(chunks, first=int(CONTEXT * len(chunks[0])))
         return self._torch.log_softmax(values, -1) if self._network.causal else values
+
+    def _means(self, base: Any, found: Any) -> NDArray[np.float64]:
+        """The mean distance of each chunk."""
+        means: NDArray[np.float64] = self._distance(base, found).mean(1).double().numpy()
+        return means
 
     def _distance(self, base: Any, found: Any) -> Any:
         if self._network.causal:

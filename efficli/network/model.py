@@ -90,11 +90,7 @@ class Network:
 
         An encoder has no logits: its last hidden states, (n - first, width).
         """
-        torch, kept = self._torch, len(ids) - first
-        with torch.inference_mode():
-            options = {"logits_to_keep": kept} if self._keeps else {}
-            out = self._model(torch.tensor([list(ids)]), **self._no_cache(), **options)
-        values: Float32 = (out.logits if self.causal else out.last_hidden_state)[0, -kept:].float().numpy()
+        values: Float32 = self.forward_all([ids], first=first)[0].numpy()
         return values
 
     def logit_blocks(
@@ -107,10 +103,22 @@ class Network:
         for start in range(0, len(logits), rows or len(logits)):
             yield first + start, logits[start : start + (rows or len(logits))]
 
+    def forward_all(self, texts: Sequence[Sequence[int]], *, first: int = 0) -> Any:
+        """As `forward`, for texts of one length side by side: a tensor (texts, n - first, vocabulary or width)."""
+        torch, kept = self._torch, len(texts[0]) - first
+        with torch.inference_mode():
+            options = {"logits_to_keep": kept} if self._keeps else {}
+            out = self._model(torch.tensor([list(ids) for ids in texts]), **self._no_cache(), **options)
+        return (out.logits if self.causal else out.last_hidden_state)[:, -kept:].float()
+
     def run(self, ids: Sequence[int]) -> None:
         """Compute for those who watch; no logits are kept."""
+        self.run_all([ids])
+
+    def run_all(self, texts: Sequence[Sequence[int]]) -> None:
+        """`run` for texts of one length, side by side."""
         with self._torch.inference_mode():
-            self._model(self._torch.tensor([list(ids)]), **self._no_cache())
+            self._model(self._torch.tensor([list(ids) for ids in texts]), **self._no_cache())
 
     def site(self, name: str) -> tuple[Site, int | None]:
         """Where the input of a matrix is seen, and which of the site's experts it is; KeyError if nowhere."""

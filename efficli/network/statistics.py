@@ -22,6 +22,7 @@ from efficli.progress import Progress, Silent
 
 _PROBE_TOKENS = 4
 _GRAM_BYTES = 4
+_TOGETHER, _TOGETHER_BYTES = 8, 1 << 28
 
 Unit = tuple[Site, int | None]
 """One accumulated sum x xᵀ, or stack of them: a site, and which expert of it (None: all)."""
@@ -103,6 +104,19 @@ def in_passes(
     progress.finish()
 
 
+def side_by_side(chunks: Sequence[Sequence[int]], columns: int) -> Iterator[list[Sequence[int]]]:
+    """Runs of chunks of one length, as many as have outputs of `columns` float32 for each token in 256 MiB."""
+    together: list[Sequence[int]] = []
+    for chunk in chunks:
+        most = max(1, _TOGETHER_BYTES // (4 * columns * len(chunk)))
+        if together and (len(together) >= min(most, _TOGETHER) or len(chunk) != len(together[0])):
+            yield together
+            together = []
+        together.append(chunk)
+    if together:
+        yield together
+
+
 def _run(
     network: Network,
     chunks: Sequence[Sequence[int]],
@@ -117,9 +131,9 @@ def _run(
         sums[site].want_gram(index)
     handles = [_watch(network, entry) for entry in sums.values()]
     try:
-        for chunk in chunks:
-            network.run(chunk)
-            progress.advance(len(chunk))
+        for texts in side_by_side(chunks, network.vocab_size):
+            network.run_all(texts)
+            progress.advance(sum(map(len, texts)))
     finally:
         for handle in handles:
             handle.remove()

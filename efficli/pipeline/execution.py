@@ -18,7 +18,7 @@ from efficli.artifact import FileRecord, draft
 from efficli.bench.quality import Certificate, find_origin
 from efficli.bench.wording import count
 from efficli.checkpoint import Checkpoint, open_checkpoint
-from efficli.checkpoint.tensor_types import TENSOR_TYPES, tensor_types_text
+from efficli.checkpoint.tensor_types import ALLOCATION, FRONTIER, TENSOR_TYPES, tensor_types_text
 from efficli.errors import CheckpointError, EffiError, OutputError, UsageError
 from efficli.export.card import Row, carry_along, write_card
 from efficli.export.gguf.job import GgufJob, compare_tokens
@@ -249,6 +249,10 @@ class RecipeRun:
         allocation = allocation_of(ckpt)
         if allocation is not None and any(is_mixed(file.type) for file in self.result.files):
             write_file(folder / TENSOR_TYPES, tensor_types_text(allocation.types))
+            for name in (ALLOCATION, FRONTIER):
+                made = ckpt.file(name)
+                if made is not None:
+                    write_file(folder / name, made.read_bytes())
         carry_along(ckpt, folder)
         job = self.jobs[0]
         rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,10 +33,13 @@ class TypeGroup:
     type: str
     tensors: int
     nbytes: int
+    loss: float | None = None
+    """What the pass that chose the types predicts that they lose, all together."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {"group": self.group, "type": self.type, "tensors": self.tensors, "bytes": self.nbytes}
+        told = {"group": self.group, "type": self.type, "tensors": self.tensors, "bytes": self.nbytes}
+        return told if self.loss is None else {**told, "predicted_loss": self.loss}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +171,22 @@ def planned(job: GgufJob, file: PlannedFile) -> ExportedFile:
 
 def _groups(job: GgufJob, file: PlannedFile) -> tuple[TypeGroup, ...]:
     """Types by kind of tensor, in the order of the file and of what they hold."""
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
+    sidecar = job.checkpoint.sidecar
+    losses = sidecar.allocation.losses if sidecar is not None and sidecar.allocation is not None else {}
     stored = {tensor.name: tensor.nbytes for tensor in file.choice.stored(job.tensors)}
     for tensor in job.tensors:
         if not tensor.keep_f32:
             group = found.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name), {})
-            group.setdefault(file.choice.types[tensor.name], []).append(stored[tensor.name])
+            group.setdefault(file.choice.types[tensor.name], []).append(tensor.name)
     return tuple(
-        TypeGroup(group=name, type=kind, tensors=len(sizes), nbytes=sum(sizes))
+        TypeGroup(
+            group=name,
+            type=kind,
+            tensors=len(members),
+            nbytes=sum(stored[member] for member in members),
+            loss=math.fsum(losses[member] for member in members) if losses.keys() >= set(members) else None,
+        )
         for name, kinds in found.items()
-        for kind, sizes in sorted(kinds.items(), key=lambda item: (-sum(item[1]), item[0]))
+        for kind, members in sorted(kinds.items(), key=lambda item: (-sum(stored[m] for m in item[1]), item[0]))
     )

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from efficli.checkpoint.tensor_types import ALLOCATION, FRONTIER
 from efficli.ops.storage import sync_file, write_file
 from efficli.precision.choice import Decision
 from efficli.precision.frontier import Mark, draw, frontier
 from efficli.precision.work import Workshop
-
-ALLOCATION, FRONTIER = "allocation.json", "frontier.png"
 
 
 def write(folder: Path, shop: Workshop, decision: Decision, losses: Mapping[str, Mapping[str, float]]) -> list[str]:

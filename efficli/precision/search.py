@@ -140,7 +140,7 @@ class Walk:
     def _changes(self, types: Types, value: float) -> list[tuple[Sequence[str], str, float]]:
         """(tensors, type, measured difference) of every step up and down of every unit, as far as trials allow."""
         found = []
-        for members in self._units:
+        for members in sorted(self._units, key=lambda some: -self._predicted(some, types)):
             if self._trials >= self._task.trials:
                 break
             first = min(self._typed.first_layer(name) for name in members)
@@ -155,6 +155,10 @@ class Walk:
             for name in members:
                 self._typed.use(name, types[name])
         return found
+
+    def _predicted(self, members: Sequence[str], types: Types) -> float:
+        """What a unit loses now: those that lose most are tried first."""
+        return sum(self._task.losses[name][types[name]] for name in members)
 
     def _neighbours(self, members: Sequence[str], kind: str) -> list[str]:
         """The next cheaper and the next dearer type of those that nothing else beats in bytes and predicted loss."""

@@ -45,7 +45,7 @@ OPERATIONS = 4e13
 """That losses are measured with at most, two a weight and token: about 7 minutes of two cores."""
 LEAST_POSITIONS, MOST_POSITIONS = 512, 4096
 """Tokens of the selection text that a divergence is measured on."""
-MOST_TRIALS = 400
+MOST_TRIALS = 200
 GRAM_BYTES = 8 << 30
 """Of mean(x xᵀ) of all inputs, on disk; a model with more does without."""
 
