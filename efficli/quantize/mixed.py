@@ -118,7 +118,7 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
     if context.headers_only:
         decision = choice.decide(view, choices, limit, choice.typical(view, choices), "size alone", tied)
         written = write_checkpoint(ckpt, folder, tensors, headers_only=True, progress=context.progress)
-        allocation = Allocation(types=dict(decision.types))
+        allocation = Allocation(types=dict(decision.types), imatrix=IMATRIX)  # which the run will write
         return Outcome(report=(*choices.notes, *written.notes), packed=written.packed, allocation=allocation)
     shop = Workshop(ckpt=ckpt, view=view, context=context, choices=choices, rounding=config.rounding)
     shop.calibrate(Path(config.imatrix).expanduser() if config.imatrix else None)
