@@ -71,6 +71,10 @@ def quantize(
     imatrix: Annotated[
         str | None, option("--imatrix", metavar="FILE", panel=CHOICE, about="Importance matrix; else computed.")
     ] = None,
+    swaps: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Measurements of the search at most.", rich_help_panel=CHOICE),
+    ] = None,
     calibration: Annotated[
         Path | None, option("--calibration", metavar="FILE", panel=CHOICE, about="Text; else the slices in efficli.")
     ] = None,
@@ -101,6 +105,7 @@ def quantize(
         "rounding": rounding,
         "harmonize": None if harmonize is None else _words(harmonize),
         "imatrix": imatrix,
+        "swaps": swaps,
     }
 
     def work() -> None:

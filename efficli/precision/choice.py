@@ -21,8 +21,9 @@ RMSE: Mapping[str, float] = {
     "F16": 0.0002, "F32": 1e-6,
 }  # fmt: skip
 """Relative root mean square error of ggml's types on Gaussian weights, measured: what is planned with."""
-ONE_BIT = ("IQ1_S", "IQ1_M")
-"""Taken only where a budget asks for them: their tables take 12 s to build, and they ruin most models."""
+UNASKED = ("IQ1_S", "IQ1_M", "IQ2_XS")
+"""Left out unless they are asked for: types of one bit ruin most models, and their tables take 12 s to build; IQ2_XS
+takes five times as long to encode as its neighbours, and lies between them."""
 LARGEST = "F16"
 """What a budget that has room for everything buys."""
 FULL = 0.995
@@ -89,7 +90,7 @@ def choices(view: FileView, wanted: Sequence[str], *, lacking: Collection[str], 
     if refused:
         raise UsageError(f"types: {', '.join(refused)}: the target's runtime cannot load them", hint="leave them out")
     offered = [kind for kind in (wanted or RMSE) if kind not in lacking and kind != "F32"]
-    offered = [kind for kind in offered if wanted or kind not in slow]
+    offered = [kind for kind in offered if wanted or kind not in {*slow, *UNASKED}]
     unused = [k for k in wanted if not any(t.columns % block_size(k) == 0 for t in view.tensors)]
     if unused:
         columns = view.tensors[0].columns

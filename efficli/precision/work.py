@@ -43,9 +43,9 @@ KLD_TYPES = 4
 """Types of each tensor that are measured; the others lie between them."""
 OPERATIONS = 4e13
 """That losses are measured with at most, two a weight and token: about 7 minutes of two cores."""
-LEAST_POSITIONS, MOST_POSITIONS = 512, 4096
+LEAST_POSITIONS, MOST_POSITIONS = 512, 2048
 """Tokens of the selection text that a divergence is measured on."""
-MOST_TRIALS = 200
+MOST_TRIALS = 240
 GRAM_BYTES = 8 << 30
 """Of mean(x xᵀ) of all inputs, on disk; a model with more does without."""
 
@@ -132,10 +132,10 @@ class Workshop:
         read = row_reader(self.ckpt, matrices(self.ckpt))
         found = curves(self.view.tensors, self.choices.kinds, read, encoder, self.context.progress)
         if model == "higgs":
-            return probed(self._bench(1), found, self.context.progress)
+            return probed(self.bench(1), found, self.context.progress)
         if model == "kld":
             kinds = {name: _spread(curve) for name, curve in found.items()}
-            return measured(self._bench(KLD_TYPES), found, kinds, self.context.progress)
+            return measured(self.bench(KLD_TYPES), found, kinds, self.context.progress)
         return found
 
     def losses(self, found: Mapping[str, Curve], model: Loss) -> dict[str, dict[str, float]]:
@@ -174,7 +174,7 @@ class Workshop:
             trials=self._trials() if trials is None else trials,
             groups=tied,
         )
-        self.found = search(self._bench(2), task, self.context.progress)
+        self.found = search(self.bench(2), task, self.context.progress)
         types = self.found.types
         return replace(
             decision,
@@ -219,7 +219,7 @@ class Workshop:
             new[name] = kind if kind in within else min(within, key=lambda k: RMSE[k])
         return new
 
-    def _bench(self, times: int) -> Bench:
+    def bench(self, times: int = 2) -> Bench:
         """What losses are measured with; on fewer positions where `times` measurements a tensor are dear."""
         texts = self.context.need_calibration()
         chunk = len(texts.selection[0])
