@@ -91,17 +91,22 @@ def mixed(model: str, kind: str, variant: str, work: Path) -> dict[str, Any]:
 
 def divergences(model: str, work: Path) -> dict[str, Any]:
     """Mean KL divergence of every chunk, for every file of a model."""
-    from efficli.bench.measure import compare_chunk
-    from efficli.bench.origin import TorchModel
-    from efficli.bench.texts import choose_chunks, evaluation_texts
-    from efficli.ops.llama import LlamaFile
-
     files = {f"preset-{kind}": work / model / f"preset-{kind}.gguf" for kind in BUDGETS}
     files |= {
         f"{variant}-{kind}": next((work / model / f"{variant}-{kind}").glob("*.gguf"))
         for variant in VARIANTS
         for kind in BUDGETS
     }
+    return measured(model, files)
+
+
+def measured(model: str, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Mean KL divergence of files from their model on each chunk of the evaluation slices, and how many positions."""
+    from efficli.bench.measure import compare_chunk
+    from efficli.bench.origin import TorchModel
+    from efficli.bench.texts import choose_chunks, evaluation_texts
+    from efficli.ops.llama import LlamaFile
+
     threads = os.cpu_count() or 1
     judged = {name: LlamaFile(path, ctx=CTX, threads=threads) for name, path in files.items()}
     base = TorchModel(_root(model), threads=threads)
@@ -124,9 +129,13 @@ def divergences(model: str, work: Path) -> dict[str, Any]:
 
 def ratios(runs: Mapping[str, Any], model: str, kinds: Sequence[str], variant: str) -> Estimate:
     """Geometric mean over budgets of mean KLD / the preset's, with the interval of a paired bootstrap over chunks."""
-    kld = {name: np.array(values) for name, values in runs[f"measure {model}"]["kld"].items()}
-    ours = np.stack([kld[f"{variant}-{kind}"] for kind in kinds])
-    theirs = np.stack([kld[f"preset-{kind}"] for kind in kinds])
+    kld = runs[f"measure {model}"]["kld"]
+    return paired([kld[f"{variant}-{kind}"] for kind in kinds], [kld[f"preset-{kind}"] for kind in kinds])
+
+
+def paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Estimate:
+    """Geometric mean of mean(first) / mean(second), each of the same chunks, with its 95 % interval over chunks."""
+    ours, theirs = np.array(first), np.array(second)
     random, count = np.random.default_rng(0), ours.shape[1]
     drawn = random.integers(count, size=(DRAWS, count))
     logs = np.log(ours[:, drawn].mean(-1) / theirs[:, drawn].mean(-1)).mean(0)

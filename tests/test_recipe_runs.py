@@ -13,7 +13,7 @@ from efficli.recipe import load, load_with, parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
-NAMES = {"pi5-chat", "pi-zero-code", "phone-q4", "ci-gate", "reference-demo"}
+NAMES = {"pi5-chat", "pi-zero-code", "phone-q4", "ci-gate", "reference-demo", "byte-budget"}
 
 
 def test_there_is_one_for_each_of_them_and_it_says_how_to_take_ones_own_model():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from efficli.bench.quality import MAX_POSITIONS
-from efficli.catalog import kind_of
+from efficli.catalog import kind_of, load_method
 from efficli.network.loading import torch_is_installed
 from efficli.ops.llama_model import available_threads
 from efficli.pipeline.bench_request import DEPTH, N_GEN, N_PROMPT
@@ -33,6 +33,8 @@ GFLOPS_LLAMA, GFLOPS_TORCH = 60.0, 40.0
 """Of a core reading text with llama.cpp (16-bit weights), and with PyTorch in float32; two operations a weight."""
 READ_BYTES, DECODE_BYTES = 1e9, 1e10
 """A second: of a file while it is loaded, and while all cores write tokens with it."""
+MEASURED_GFLOPS, MEASUREMENTS = 6e4, 2048 * 400
+"""Of losses that a pass measures: at most, and operations a weight: 400 times half of the layers over 2048 tokens."""
 START_SECONDS = 0.5
 """Of a child process with llama.cpp, its load and its first tokens."""
 TORCH_SECONDS = 4.0
@@ -45,7 +47,8 @@ def predicted_steps(recipe: Recipe, result: ExportResult, threads: int | None) -
     """The steps of a run with predicted seconds; what is kept in the cache will take less."""
     cores = threads or available_threads()
     weights = result.num_weights
-    found = [_step("pass", method, _pass_seconds(method, weights, cores)) for method in result.passes]
+    tokens = recipe.calibration.max_tokens
+    found = [_step("pass", method, _pass_seconds(method, weights, tokens, cores)) for method in result.passes]
     if any(export.imatrix == "auto" for export in recipe.exports):
         work = 2e-9 * weights * recipe.calibration.max_tokens / GFLOPS_LLAMA
         found.append(_step("imatrix", f"{recipe.calibration.max_tokens} tokens", work / cores + 2 * START_SECONDS))
@@ -73,9 +76,13 @@ def predicted_steps(recipe: Recipe, result: ExportResult, threads: int | None) -
     return tuple(found)
 
 
-def _pass_seconds(method: str, weights: int, cores: int) -> float:
+def _pass_seconds(method: str, weights: int, tokens: int, cores: int) -> float:
     solved = SOLVE_NANOSECONDS * weights * 1e-9 / cores if kind_of(method) == "tensor" else 0
-    return READ_NANOSECONDS * weights * 1e-9 + solved + 2 * SMALL_SECONDS
+    looked_at = 0.0
+    if "calibration" in load_method(method).uses:  # statistics on all tokens, then losses are measured
+        reads = 2e-9 * weights * tokens + min(MEASURED_GFLOPS, MEASUREMENTS * 1e-9 * weights)
+        looked_at = reads / GFLOPS_TORCH / cores + 3 * TORCH_SECONDS
+    return READ_NANOSECONDS * weights * 1e-9 + solved + looked_at + 2 * SMALL_SECONDS
 
 
 def _bench_seconds(options: Bench, weights: int, nbytes: int, cores: int) -> float:
