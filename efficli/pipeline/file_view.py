@@ -47,6 +47,12 @@ class GgufView:
         )
 
     @property
+    def multiplied(self) -> frozenset[str]:
+        """Names of those that something is multiplied with: of the others the rows are looked up."""
+        tied = self._described.shape.facts.causal and all(tensor.group != "output" for tensor in self.tensors)
+        return frozenset(tensor.name for tensor in self.tensors if tied or tensor.group != "embedding")
+
+    @property
     def num_weights(self) -> int:
         """Of the whole file."""
         return sum(tensor.num_elements for tensor in self._described.tensors)

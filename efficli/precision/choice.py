@@ -11,6 +11,7 @@ from efficli.errors import FitError, UnsupportedError, UsageError
 from efficli.ops.allocate import Choice, Item, allocate, harmonize, saturating_cost, smallest_cost
 from efficli.ops.byte_size import binary_bytes
 from efficli.ops.ggml import block_size
+from efficli.ops.ggml_types import NEED_IMATRIX
 from efficli.precision.curves import nbytes
 from efficli.precision.view import FileTensor, FileView
 
@@ -80,11 +81,14 @@ class Decision:
         return math.fsum(self.losses.values())
 
 
-def choices(view: FileView, wanted: Sequence[str], *, lacking: Collection[str], slow: Collection[str]) -> Choices:
+def choices(
+    view: FileView, wanted: Sequence[str], *, weighed: Collection[str], lacking: Collection[str], slow: Collection[str]
+) -> Choices:
     """The types that tensors can have: rows fill their blocks, the target's runtime loads them and is fast with them.
 
-    `wanted`: () for all that llama.cpp encodes well. UsageError: a wanted type that a target lacks, or that no tensor
-    can have. UnsupportedError: a tensor that can have none.
+    `wanted`: () for all that llama.cpp encodes well. `weighed`: tensors that an importance matrix has something for;
+    the others get none of the types that need one. UsageError: a wanted type that a target lacks, or that no tensor can
+    have. UnsupportedError: no tensor's type can be chosen.
     """
     refused = [kind for kind in wanted if kind in lacking]
     if refused:
@@ -99,7 +103,8 @@ def choices(view: FileView, wanted: Sequence[str], *, lacking: Collection[str], 
         )
     found = {}
     for tensor in view.tensors:
-        sizes = {kind: nbytes(tensor, kind) for kind in offered if tensor.columns % block_size(kind) == 0}
+        own = [kind for kind in offered if tensor.name in weighed or kind not in NEED_IMATRIX]
+        sizes = {kind: nbytes(tensor, kind) for kind in own if tensor.columns % block_size(kind) == 0}
         sizes = sizes or {"F16": nbytes(tensor, "F16")}
         if not wanted:
             sizes = _without_dominated(sizes)
@@ -107,7 +112,7 @@ def choices(view: FileView, wanted: Sequence[str], *, lacking: Collection[str], 
     if not found:
         raise UnsupportedError("the file has no matrix whose type can be chosen")
     fallen = [t.name for t in view.tensors if wanted and list(found[t.name]) == ["F16"] and "F16" not in wanted]
-    notes = [f"{name}: none of the types fits its rows, it stays F16" for name in fallen]
+    notes = [f"{name}: none of the types is for it, it stays F16" for name in fallen]
     if slow and not wanted:
         notes.append(f"left out, as the target computes them more slowly than it reads them: {', '.join(sorted(slow))}")
     return Choices(nbytes=found, notes=tuple(notes))

@@ -71,6 +71,10 @@ class FileView(Protocol):
         """Those whose types can be chosen; the others keep F32."""
 
     @property
+    def multiplied(self) -> frozenset[str]:
+        """Names of those that something is multiplied with: of the others the rows are looked up."""
+
+    @property
     def num_weights(self) -> int:
         """Of the whole file."""
 

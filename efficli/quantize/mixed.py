@@ -111,7 +111,9 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
     view = context.need_file()
     lacking = frozenset[str]().union(*(view.lacking(name) for name in inputs(config).targets))
     slow = view.slow(config.target) if config.target else frozenset()
-    choices = choice.choices(view, config.types, lacking=lacking, slow=slow)
+    given = Path(config.imatrix).expanduser() if config.imatrix else None
+    weighed = frozenset(view.read_imatrix(given)) if given else view.multiplied
+    choices = choice.choices(view, config.types, weighed=weighed, lacking=lacking, slow=slow)
     limit = _limit(view, config)
     tied = choice.groups(view.tensors, config.harmonize)
     tensors = [copied(tensor) for tensor in ckpt.tensors.values()]
@@ -121,7 +123,7 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
         allocation = Allocation(types=dict(decision.types), imatrix=IMATRIX)  # which the run will write
         return Outcome(report=(*choices.notes, *written.notes), packed=written.packed, allocation=allocation)
     shop = Workshop(ckpt=ckpt, view=view, context=context, choices=choices, rounding=config.rounding)
-    shop.calibrate(Path(config.imatrix).expanduser() if config.imatrix else None)
+    shop.calibrate(given)
     model = shop.loss_model(config.loss)
     curves = shop.curves(model)
     losses = shop.losses(curves, model)

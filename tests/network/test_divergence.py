@@ -1,4 +1,4 @@
-"""The divergence of a network from itself, against a plain computation of it: all layers, one chunk at a time, numpy."""
+"""The divergence of a network from itself, against a plain one: all layers, one chunk at a time, in numpy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def outputs(network: Network) -> list[NDArray[np.float64]]:
 
 def log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
     values = values - values.max(-1, keepdims=True)
-    return values - np.log(np.exp(values).sum(-1, keepdims=True))
+    found: NDArray[np.float64] = values - np.log(np.exp(values).sum(-1, keepdims=True))
+    return found
 
 
 def plain(network: Network, base: list[NDArray[np.float64]]) -> NDArray[np.float64]:
