@@ -56,7 +56,7 @@ def table(model: str, work: Path) -> dict[str, Any]:
     context = context_for(method, ckpt, Recipe.from_export(model=model), steps, digest, os.cpu_count() or 1)
     with store.using():
         view = context.need_file()
-        found = choice.choices(view, (), lacking=(), slow=())
+        found = choice.choices(view, (), weighed=view.multiplied, lacking=(), slow=())
         shop = Workshop(ckpt=ckpt, view=view, context=context, choices=found, rounding="nearest")
         shop.calibrate(None)
         curves = {name: shop.curves("kld" if name == "kld" else "higgs") for name in LOSSES}

@@ -23,9 +23,10 @@ LAYERS = (
     ("recipe", "export", "bench", "planning", "inspection"),
     ("catalog", "tensorwise"),
     ("skip_layers", "lowrank", "quantize"),
-    ("method", "surgery", "network", "precision"),
+    ("method", "surgery", "folding", "network", "precision"),
     (
-        "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema", "schema_types",
+        "checkpoint", "chat", "data", "families", "artifact", "reference", "interrupt", "strict_yaml", "strict_schema",
+        "schema_types",
         "target",
         "targets",
         "store",

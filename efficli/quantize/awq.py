@@ -1,4 +1,4 @@
-"""Scales on the columns of matrices, taken back in the norm or matrix before them: less is lost in 4 bits.
+"""Scale columns so that 4 bits lose less; the norm or matrix before takes it back.
 
 AWQ (Lin et al. 2023, arXiv:2306.00978). Columns that are given large inputs are multiplied by s_j > 1 before they are
 quantized, so that they lose less, and what makes those inputs is divided by s_j: the network computes the same, and
