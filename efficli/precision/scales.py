@@ -39,7 +39,7 @@ Float64 = NDArray[np.float64]
 
 INPUT_EXPONENTS = tuple(i / 20 for i in range(21))
 WEIGHT_EXPONENTS = (0.0, 0.5, 1.0)
-SAMPLED_WEIGHTS = 1 << 18
+SAMPLED_WEIGHTS = 1 << 17
 """Of a matrix; a smaller one is encoded whole."""
 MOST_EXPERTS = 8
 """Of a layer whose matrices are looked at for scales that all of them share."""
@@ -104,6 +104,11 @@ def choose_scales(
         "out": str(folder.absolute()),
     }
     run_child("efficli.precision.scales:serve", argument, what="choosing scales", progress=progress)
+    return read_scales(folder)
+
+
+def read_scales(folder: Path) -> dict[int, Found]:
+    """What `serve` wrote, in the order of the folds."""
     told: dict[str, dict[str, Any]] = json.loads((folder / FOUND).read_text())
     with np.load(folder / SCALES) as stored:
         return {int(number): Found(scales=stored[number], **one) for number, one in told.items()}
@@ -166,6 +171,7 @@ class _Search:
         self._matrices: Mapping[str, Matrix] = matrices(ckpt)
         self._read: Rows = row_reader(ckpt, self._matrices)
         self._kind, self._imatrix, self._threads = kind, imatrix, threads
+        self._pool = ThreadPoolExecutor(threads)
         ggml.prepare(kind)
 
     def plain(self, fold: Fold, statistic: Statistic) -> list[Sample]:
@@ -206,11 +212,7 @@ class _Search:
         weights = _size(fold.pooled(columns))
         pairs = [(a, b) for b in WEIGHT_EXPONENTS for a in INPUT_EXPONENTS]
 
-        def measured(pair: tuple[float, float]) -> float:
-            return self.error(fold, samples, _normal(inputs, weights, *pair))
-
-        with ThreadPoolExecutor(self._threads) as pool:
-            errors = list(pool.map(measured, pairs))
+        errors = [self.error(fold, samples, _normal(inputs, weights, *pair)) for pair in pairs]
         least = min(range(len(pairs)), key=lambda i: (errors[i], i))
         a, b = pairs[least]
         return Found(
@@ -223,18 +225,22 @@ class _Search:
 
     def error(self, fold: Fold, samples: Sequence[Sample], scales: Float64) -> float:
         """The mean square error of the outputs with these scales, summed over them."""
-        by = fold.columns(scales).astype(np.float32)
-        total = 0.0
+        by, total = fold.columns(scales).astype(np.float32), 0.0
         for sample in samples:
-            importance = (
-                (sample.squares / np.square(fold.columns(scales))).astype(np.float32) if self._imatrix else None
-            )
-            error = quantized(self._kind, sample.rows * by, importance) / by - sample.rows
+            importance = (sample.squares / np.square(by)).astype(np.float32) if self._imatrix else None
+            error = self._quantized(sample.rows * by, importance) / by - sample.rows
             if sample.hessian.ndim == 1:
-                total += sample.share * float(np.square(error, dtype=np.float64).sum(0) @ sample.hessian)
+                found = float(np.square(error, dtype=np.float64).sum(0) @ sample.hessian)
             else:
-                total += sample.share * float(np.einsum("rc,rc->", error @ sample.hessian, error, dtype=np.float64))
+                found = float(np.vdot(error @ sample.hessian, error))
+            total += sample.share * found
         return total
+
+    def _quantized(self, rows: Float32, importance: Float32 | None) -> Float32:
+        """`quantized`, slabs of rows side by side."""
+        step = -(-len(rows) // self._threads)
+        slabs = [rows[start : start + step] for start in range(0, len(rows), step)]
+        return np.concatenate(list(self._pool.map(lambda slab: quantized(self._kind, slab, importance), slabs)))
 
     def _sample(self, name: str, index: int) -> tuple[Float32, float]:
         """Rows of a matrix, spread evenly over it, and how many rows of it each of them stands for."""

@@ -229,7 +229,7 @@ def test_the_scales_lose_least_of_all_exponents(imatrix: bool, tmp_path: Path) -
 
         ones = np.ones(fold.width)
         assert one.before == pytest.approx(loss(ones), rel=1e-3)
-        assert one.after == pytest.approx(loss(one.scales), rel=1e-3)
+        assert one.after == pytest.approx(loss(one.scales), rel=5e-3)
         assert np.log(one.scales).mean() == pytest.approx(0, abs=1e-9)
         size = np.sqrt(fold.pooled((x * x).mean(0)))
         others = [loss(size**a / np.exp(a * np.log(size).mean())) for a in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -346,6 +346,6 @@ def test_bad_input(tmp_path: Path) -> None:
         return arrays
 
     root = altered(save("llama", tmp_path / "good"), tmp_path / "bad", spoil)
-    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.up_proj.weight") as caught:
+    with pytest.raises(CheckpointError, match="holds NaN") as caught:
         fold_all(root, tmp_path / "new")
     assert caught.value.line == "model.layers.1.mlp.up_proj.weight: holds NaN or infinite values"
