@@ -25,7 +25,7 @@ from efficli.progress import Progress, Silent
 CHUNK = 64
 
 
-def run_here(function: str, argument: object, *, what: str, progress: Progress, **_: object) -> Any:
+def run_here(function: str, argument: object, *, what: str, progress: Progress, **_more: object) -> Any:
     """What `run_child` does, without the child."""
     module, _, name = function.partition(":")
     return getattr(import_module(module), name)(argument, progress)
