@@ -19,7 +19,10 @@ from efficli.export.gguf.job import Described, GgufJob, PlannedFile, Sizer, desc
 from efficli.export.gguf.layout import OutTensor
 from efficli.export.gguf.types import TypeChoice, TypeRequest, choose_each
 from efficli.ops.byte_size import binary_bytes
+from efficli.ops.ggml import block_size
 from efficli.pipeline.fits import fit_of
+from efficli.planning.fit import copied_bytes
+from efficli.precision.curves import nbytes
 from efficli.precision.view import FileTensor, Part
 from efficli.surgery import Matrix, matrices
 from efficli.target import load_target
@@ -28,6 +31,8 @@ _PACKABLE = ("copy", "permute", "stack", "transpose")
 """Transforms through which exact codes of the sources go into the file."""
 _NO_HASH = "0" * 64
 """In the place of the recipe's hash, which has as many digits and is not known yet."""
+_NAME_BYTES = 256
+"""Left free for the name of the folder that the checkpoint will lie in: a file has it up to four times."""
 
 
 class GgufView:
@@ -71,7 +76,7 @@ class GgufView:
         return dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
 
     def nbytes(self, types: Mapping[str, str]) -> int:
-        """Bytes of the whole file."""
+        """Bytes of the whole file, under a name of up to about 64 letters."""
         return self._sizer.nbytes(self._choice(types))
 
     def data_nbytes(self, types: Mapping[str, str]) -> int:
@@ -90,7 +95,7 @@ class GgufView:
         }
 
     def most_bytes(self, target: str, ctx: int | None, types: Mapping[str, str]) -> int:
-        """Bytes of the largest file of about these types that fits a target."""
+        """Bytes that a file of about these types, with what is copied of it, may take on a target."""
         choice = self._choice(types)
         file = PlannedFile(name="model.gguf", choice=choice, nbytes=self._sizer.nbytes(choice))
         job = GgufJob(
@@ -104,15 +109,30 @@ class GgufView:
         found = fit_of(load_target(target), job, ctx)
         if found.limited_by == "runtime":
             raise FitError(f"{found.target}: {found.reasons[0]}", hint="another target")
-        room = found.comfortable_bytes - (found.need_bytes - found.file_bytes)
+        beside = found.need_bytes - found.file_bytes - found.repacked_bytes
+        room = found.comfortable_bytes - beside
         if room <= 0:
-            taken = binary_bytes(found.need_bytes - found.file_bytes)
+            taken = binary_bytes(beside)
             raise FitError(
                 f"a context of {found.ctx} takes {taken} beside the file, of {binary_bytes(found.comfortable_bytes)}",
                 where=found.target,
                 hint="a shorter context with --ctx-size",
             )
         return room
+
+    def copies(self, target: str, kinds: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Bytes that the runtime of a target copies of each tensor of each of these types, where it copies any."""
+        profile, reads_only = load_target(target), not self._described.shape.facts.causal
+        shapes = {tensor.name: tensor.shape for tensor in self._described.tensors}
+        # whether there is an output matrix decides what the table of tokens is for; of one axis nothing is copied
+        beside = {"output.weight": ("F32", 0, (1,))} if "output.weight" in shapes else {}
+        found: dict[str, dict[str, int]] = {}
+        for tensor in self.tensors:
+            for kind in (kind for kind in kinds if tensor.columns % block_size(kind) == 0):
+                own = {tensor.name: (kind, nbytes(tensor, kind), shapes[tensor.name])}
+                if size := copied_bytes(profile, {**beside, **own}, reads_only=reads_only):
+                    found.setdefault(tensor.name, {})[kind] = size
+        return found
 
     def lacking(self, target: str) -> frozenset[str]:
         """Types that the runtime of a target cannot load."""
@@ -157,7 +177,7 @@ class GgufView:
 
     @cached_property
     def _sizer(self) -> Sizer:
-        return Sizer(self._described.metadata, self._described.tensors)
+        return Sizer(self._described.metadata, self._described.tensors, more=_NAME_BYTES)
 
     def _choice(self, types: Mapping[str, str]) -> TypeChoice:
         whole = {tensor.name: types.get(tensor.name, "F32") for tensor in self._described.tensors}

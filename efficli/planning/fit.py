@@ -246,7 +246,6 @@ def _demand(
     target: Target, model: ModelFacts, file: FileFacts, type_k: str, type_v: str, threads: int | None
 ) -> _Demand:
     runtime = target.decode[0] if target.decode else None
-    on_gpu = runtime is not None and any(word in runtime.runtime for word in _GPU)
     return _Demand(
         target=target,
         model=model,
@@ -257,9 +256,21 @@ def _demand(
         network=read_network(model.metadata, model.vocab_size),
         kinds=frozenset(kind for kind, _, shape in file.tensors.values() if len(shape) > 1),
         active=active_bytes(file.tensors, model.metadata),
-        repacked=0 if on_gpu else repacked_bytes(file.tensors, target.isa, reads_only=not model.cache),
-        on_gpu=on_gpu,
+        repacked=copied_bytes(target, file.tensors, reads_only=not model.cache),
+        on_gpu=_on_gpu(target),
     )
+
+
+def _on_gpu(target: Target) -> bool:
+    return any(word in runtime.runtime for runtime in target.decode[:1] for word in _GPU)
+
+
+def copied_bytes(target: Target, tensors: Mapping[str, tuple[str, int, tuple[int, ...]]], *, reads_only: bool) -> int:
+    """Bytes of tensors (name -> ggml's type, bytes, shape) that the device's runtime copies, beside the file.
+
+    `reads_only`: of a model without an output matrix (BERT).
+    """
+    return 0 if _on_gpu(target) else repacked_bytes(tensors, target.isa, reads_only=reads_only)
 
 
 def _judge(demand: _Demand, ctx: int, need: int, usable: Range, told: Prediction) -> tuple[Verdict, Term, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from efficli.errors import FitError, UnsupportedError, UsageError
@@ -43,6 +43,21 @@ class Choices:
 
     nbytes: Mapping[str, Mapping[str, int]]
     notes: tuple[str, ...]
+    copies: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Bytes that a target's runtime copies, where it copies any: they count like those of the file."""
+
+    def cost(self, name: str, kind: str) -> int:
+        """Bytes of a type of a tensor, copies among them."""
+        return self.nbytes[name][kind] + self.copies.get(name, {}).get(kind, 0)
+
+    @property
+    def costs(self) -> dict[str, dict[str, int]]:
+        """Bytes of each type of each tensor, copies among them."""
+        return {name: {kind: self.cost(name, kind) for kind in sizes} for name, sizes in self.nbytes.items()}
+
+    def copied(self, types: Mapping[str, str]) -> int:
+        """Bytes that are copied of a file of these types."""
+        return sum(self.copies.get(name, {}).get(kind, 0) for name, kind in types.items())
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
@@ -51,7 +66,7 @@ class Choices:
 
 
 class Limit(Protocol):
-    """Bytes that a file may have, which can depend on its types."""
+    """Bytes that a file and the copies of its weights may have, which can depend on its types."""
 
     def __call__(self, types: Mapping[str, str]) -> int:
         """For a file of these types."""
@@ -67,8 +82,9 @@ class Decision:
     nbytes: int
     """Of the whole file."""
     limit: int
+    """Bytes that it may have."""
     tensor_budget: int
-    """Bytes of the tensors whose types were chosen."""
+    """Bytes of the tensors whose types were chosen, and of their copies."""
     gap: float
     """Proven relative distance from the least loss within the budget."""
     model: str
@@ -82,13 +98,20 @@ class Decision:
 
 
 def choices(
-    view: FileView, wanted: Sequence[str], *, weighed: Collection[str], lacking: Collection[str], slow: Collection[str]
+    view: FileView,
+    wanted: Sequence[str],
+    *,
+    weighed: Collection[str],
+    lacking: Collection[str],
+    slow: Collection[str],
+    holder: str | None = None,
 ) -> Choices:
     """The types that tensors can have: rows fill their blocks, the target's runtime loads them and is fast with them.
 
     `wanted`: () for all that llama.cpp encodes well. `weighed`: tensors that an importance matrix has something for;
-    the others get none of the types that need one. UsageError: a wanted type that a target lacks, or that no tensor can
-    have. UnsupportedError: no tensor's type can be chosen.
+    the others get none of the types that need one. `holder`: the target whose memory is the budget; what its runtime
+    copies counts twice. UsageError: a wanted type that a target lacks, or that no tensor can have. UnsupportedError: no
+    tensor's type can be chosen.
     """
     refused = [kind for kind in wanted if kind in lacking]
     if refused:
@@ -101,13 +124,14 @@ def choices(
         raise UsageError(
             f"types: no tensor can be {unused[0]}: rows of {columns} do not fill its blocks of {block_size(unused[0])}"
         )
+    copies = view.copies(holder, [*offered, "F16"]) if holder else {}
     found = {}
     for tensor in view.tensors:
         own = [kind for kind in offered if tensor.name in weighed or kind not in NEED_IMATRIX]
         sizes = {kind: nbytes(tensor, kind) for kind in own if tensor.columns % block_size(kind) == 0}
         sizes = sizes or {"F16": nbytes(tensor, "F16")}
         if not wanted:
-            sizes = _without_dominated(sizes)
+            sizes = _without_dominated(sizes, copies.get(tensor.name, {}))
         found[tensor.name] = dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
     if not found:
         raise UnsupportedError("the file has no matrix whose type can be chosen")
@@ -115,14 +139,15 @@ def choices(
     notes = [f"{name}: none of the types is for it, it stays F16" for name in fallen]
     if slow and not wanted:
         notes.append(f"left out, as the target computes them more slowly than it reads them: {', '.join(sorted(slow))}")
-    return Choices(nbytes=found, notes=tuple(notes))
+    return Choices(nbytes=found, notes=tuple(notes), copies=copies)
 
 
-def _without_dominated(sizes: Mapping[str, int]) -> dict[str, int]:
+def _without_dominated(sizes: Mapping[str, int], copies: Mapping[str, int]) -> dict[str, int]:
     """Without types that take no fewer bytes than another one of smaller typical error."""
+    costs = {kind: size + copies.get(kind, 0) for kind, size in sizes.items()}
     kept = {}
     for kind, size in sizes.items():
-        better = (k for k in sizes if sizes[k] <= size and RMSE[k] < RMSE[kind])
+        better = (k for k in sizes if costs[k] <= costs[kind] and RMSE[k] < RMSE[kind])
         if next(better, None) is None:
             kept[kind] = size
     return kept
@@ -161,23 +186,23 @@ def decide(
 ) -> Decision:
     """The allocation of least loss within the limit. FitError below the smallest file, whose size is named."""
     items = [
-        Item(name, tuple(Choice(kind, size, max(0.0, losses[name][kind])) for kind, size in sizes.items()))
-        for name, sizes in found.nbytes.items()
+        Item(name, tuple(Choice(kind, cost, max(0.0, losses[name][kind])) for kind, cost in costs.items()))
+        for name, costs in found.costs.items()
     ]
     together = harmonize(items, tied)
     smallest = {item.name: min(item.choices, key=lambda c: (c.cost, c.name)).name for item in together.items}
     least = {name: smallest[item] for item, members in together.members.items() for name in members}
-    fixed = view.nbytes(least) - smallest_cost(together.items)
+    fixed = view.nbytes(least) + found.copied(least) - smallest_cost(together.items)
     types, budget, most = least, 0, 0
     spare = 0
     for _ in range(8):
         most = limit(types)
         budget = most - fixed - spare
         if budget < smallest_cost(together.items):
-            raise _too_small(most, view.nbytes(least))
+            raise _too_small(most, view.nbytes(least), found.copied(least))
         solution = together.expand(allocate(together.items, budget))
         types = dict(solution.picks)
-        over = view.nbytes(types) - limit(types)
+        over = view.nbytes(types) + found.copied(types) - limit(types)
         if over <= 0:
             break
         spare += over
@@ -188,7 +213,7 @@ def decide(
         types=types,
         losses={name: losses[name][kind] for name, kind in types.items()},
         nbytes=nbytes,
-        limit=most,
+        limit=most - found.copied(types),
         tensor_budget=most - fixed,
         gap=solution.gap,
         model=model,
@@ -196,9 +221,10 @@ def decide(
     return replace(decision, report=_rows(decision, saturating_cost(together.items) <= budget, found))
 
 
-def _too_small(limit: int, smallest: int) -> FitError:
+def _too_small(limit: int, smallest: int, copied: int) -> FitError:
+    copies = f" and copies of {binary_bytes(copied)} in memory" if copied else ""
     return FitError(
-        f"the smallest possible file has {binary_bytes(smallest)} ({smallest} bytes), above the budget of "
+        f"the smallest possible file has {binary_bytes(smallest)} ({smallest} bytes){copies}, above the budget of "
         f"{binary_bytes(limit)} ({limit} bytes)",
         hint="a larger budget, a smaller model, or fewer layers (efficli methods)",
     )

@@ -92,9 +92,16 @@ class FileView(Protocol):
         """What llama.cpp's file types of these names choose for `tensors`; those that it refuses are left out."""
 
     def most_bytes(self, target: str, ctx: int | None, types: Mapping[str, str]) -> int:
-        """Bytes of the largest file of about these types that fits `target` beside its cache, scratch and system.
+        """Bytes that a file of about these types, with the copies of its weights that the runtime makes, may take on
+        `target` beside cache, scratch and system.
 
-        FitError: none does, whatever its size. UsageError: no such target.
+        FitError: none at all. UsageError: no such target.
+        """
+
+    def copies(self, target: str, kinds: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        """Bytes that the runtime of a target copies of each tensor of each of these types, where it copies any.
+
+        It has them twice in memory, in the file and repacked.
         """
 
     def lacking(self, target: str) -> frozenset[str]:

@@ -168,7 +168,7 @@ class Workshop:
             return decision
         task = Task(
             candidates={ALLOCATION: dict(decision.types)} | self._others(decision, found, limit, tied),
-            nbytes=self.choices.nbytes,
+            nbytes=self.choices.costs,
             losses=predicted,
             budget=decision.tensor_budget,
             trials=self._trials() if trials is None else trials,
@@ -176,11 +176,15 @@ class Workshop:
         )
         self.found = search(self.bench(2), task, self.context.progress)
         types = self.found.types
+        if self.view.nbytes(types) + self.choices.copied(types) > limit(types):
+            row = "the search ends above the limit, which depends on the types, and is not taken"
+            return replace(decision, report=(*decision.report, row))
         return replace(
             decision,
             types=types,
             losses={name: predicted[name][kind] for name, kind in types.items()},
             nbytes=self.view.nbytes(types),
+            limit=limit(types) - self.choices.copied(types),
             report=(*decision.report, _told(self.found)),
         )
 
@@ -198,10 +202,11 @@ class Workshop:
     ) -> dict[str, dict[str, str]]:
         """Candidates beside the decision: the largest presets within the budget, and what the errors alone choose."""
         presets = {} if tied else self.view.presets(PRESETS)
-        sizes = {name: self.view.nbytes(types) for name, types in presets.items()}
-        fitting = [name for name in presets if sizes[name] <= limit(presets[name])]
+        allowed = {name: types for name in presets if (types := self._allowed(presets[name]))}
+        sizes = {name: self.view.nbytes(types) for name, types in allowed.items()}
+        fitting = [n for n, types in allowed.items() if sizes[n] + self.choices.copied(types) <= limit(types)]
         largest = sorted(fitting, key=lambda name: (-sizes[name], name))[:LARGEST_PRESETS]
-        others = {name: self._allowed(presets[name]) for name in largest}
+        others = {name: allowed[name] for name in largest}
         if decision.model != "hess" and self.statistics.grams:
             told = {name: losses(curve, "hess") for name, curve in found.items()}
             others["hess"] = decide(self.view, self.choices, limit, told, "hess", tied).types

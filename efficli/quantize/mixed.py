@@ -113,7 +113,7 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
     slow = view.slow(config.target) if config.target else frozenset()
     given = Path(config.imatrix).expanduser() if config.imatrix else None
     weighed = frozenset(view.read_imatrix(given)) if given else view.multiplied
-    choices = choice.choices(view, config.types, weighed=weighed, lacking=lacking, slow=slow)
+    choices = choice.choices(view, config.types, weighed=weighed, lacking=lacking, slow=slow, holder=config.fit)
     limit = _limit(view, config)
     tied = choice.groups(view.tensors, config.harmonize)
     tensors = [copied(tensor) for tensor in ckpt.tensors.values()]
