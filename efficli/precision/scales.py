@@ -8,7 +8,8 @@ weights' size (the latter as in SmoothQuant, Xiao et al. 2022, arXiv:2211.10438,
 
 Q is ggml's own encoder on a sample of rows. s = 1 is among the candidates. Experts are counted with the diagonal of H
 and by how many tokens they see. Folds are independent of each other: s of one scales rows of the next one's matrix,
-which are quantized each on its own.
+which are quantized each on its own. From the best of the grid each channel's own scale is searched (`descent`), on all
+rows; matrices of experts, and heads that do not fill the type's blocks, keep the grid's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +31,16 @@ from efficli.network.statistics import Statistic, in_passes
 from efficli.ops import ggml
 from efficli.ops.child import run_child
 from efficli.precision.curves import Rows, row_reader
+from efficli.precision.descent import Descent, descends
 from efficli.precision.view import Part
 from efficli.progress import Progress
 from efficli.surgery import Matrix, matrices
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+Method = Literal["grid", "channels"]
+"""Exponents only, or each channel's scale from there."""
 
 INPUT_EXPONENTS = tuple(i / 20 for i in range(21))
 WEIGHT_EXPONENTS = (0.0, 0.5, 1.0)
@@ -86,6 +91,7 @@ def choose_scales(
     *,
     kind: str,
     imatrix: bool,
+    method: Method,
     threads: int,
     progress: Progress,
 ) -> dict[int, Found]:
@@ -100,6 +106,7 @@ def choose_scales(
         "chunks": [list(chunk) for chunk in chunks],
         "kind": kind,
         "imatrix": imatrix,
+        "method": method,
         "threads": threads,
         "out": str(folder.absolute()),
     }
@@ -124,6 +131,8 @@ def serve(argument: Mapping[str, Any], progress: Progress) -> None:
     told = _Search(ckpt, argument["kind"], argument["imatrix"], argument["threads"])
     for number, samples, sizes in _inputs(network, folds, told, argument["chunks"], progress):
         found[number] = told.best(folds[number], samples, sizes)
+        if argument["method"] == "channels":
+            found[number] = told.refined(folds[number], samples, found[number])
     for number, fold in folds.items():
         if number not in found:
             found[number] = Found(scales=np.ones(fold.width), why="the calibration text never reaches it")
@@ -223,6 +232,19 @@ class _Search:
             after=errors[least],
         )
 
+    def refined(self, fold: Fold, samples: Sequence[Sample], found: Found) -> Found:
+        """What a search channel by channel makes of it; the same where there is none."""
+        block = ggml.block_size(self._kind)
+        if _has_experts(fold) or not descends(fold, block):
+            return found
+        whole = [self._whole(one.tensor) for one in fold.multiplied]
+        descent = Descent(fold, whole, samples[0].hessian, block, self._quantized, imatrix=self._imatrix)
+        ones = np.ones(fold.width)
+        before = descent.total(ones)
+        start = found.scales if descent.total(found.scales) < before else ones
+        scales, after = descent.run(start)
+        return replace(found, scales=scales, before=before, after=after)
+
     def error(self, fold: Fold, samples: Sequence[Sample], scales: Float64) -> float:
         """The mean square error of the outputs with these scales, summed over them."""
         by, total = fold.columns(scales).astype(np.float32), 0.0
@@ -235,6 +257,11 @@ class _Search:
                 found = float(np.vdot(error @ sample.hessian, error))
             total += sample.share * found
         return total
+
+    def _whole(self, name: str) -> Float32:
+        """A matrix that is no stack."""
+        rows = self._matrices[name].rows
+        return self._read(Part(name=name, index=0, start=0, stop=rows), 0, rows)
 
     def _quantized(self, rows: Float32, importance: Float32 | None) -> Float32:
         """`quantized`, slabs of rows side by side."""

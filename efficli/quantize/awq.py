@@ -7,9 +7,13 @@ so does every runtime. Folded are
     norm -> q, k, v;  norm -> gate, up, or router and experts;  v rows -> attention's output;  up rows -> down
 
 For each of them the exponents of s_j = rms(x_j)^a / rms(W_:j)^b are those of the least error of the outputs on the
-calibration text (`precision.scales`). Post-norm families and activations that are not linear leave less to fold. The
-pass quantizes nothing: what it writes is exported after it. It is exact, and for that matrices are written as float32:
-scaled weights rounded to 16 bits once more would be another model.
+calibration text (`precision.scales`). Small models have few channels that stand out, and gain little from that: from
+there every channel's scale is moved to where ggml's own rounding of all rows errs least (`precision.descent`). That
+gain is of this type and this rounding; it is lost where codes are chosen by other means, such as error feedback.
+
+Post-norm families and activations that are not linear leave less to fold. The pass quantizes nothing: what it writes
+is exported after it. It is exact, and for that matrices are written as float32: scales fitted to a rounding do not
+survive another one to 16 bits.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from efficli.folding import Fold, find_folds, folded
 from efficli.method import Context, MethodConfig, Outcome
 from efficli.ops import ggml
 from efficli.ops.ggml_types import tensor_type
-from efficli.precision.scales import Found, choose_scales
+from efficli.precision.scales import Found, Method, choose_scales
 from efficli.strict_schema import Refused
 from efficli.surgery import Matrix, matrices
 
@@ -47,6 +51,10 @@ class Config(MethodConfig):
     """ggml's type that the matrices will be written as: Q4_0, IQ4_NL, Q8_0, Q4_K, ..."""
     imatrix: bool = False
     """Whether they will be written with an importance matrix, which changes what is best."""
+
+    search: Method = "channels"
+    """grid: the exponents of AWQ alone; channels: from there each channel's own scale, which takes longer and gains
+    more."""
 
     @field_validator("type")
     @classmethod
@@ -75,6 +83,7 @@ def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Out
                 scratch,
                 kind=config.type,
                 imatrix=config.imatrix,
+                method=config.search,
                 threads=context.num_threads,
                 progress=context.progress,
             )

@@ -180,7 +180,7 @@ def text(count: int = 4) -> list[list[int]]:
 
 def search(root: Path, folder: Path, folds: Sequence[int], **options: Any) -> dict[int, Found]:
     """`choose_scales` in this process."""
-    argument = {"chunks": text(), "kind": "Q4_0", "imatrix": False, "threads": 1} | options
+    argument = {"chunks": text(), "kind": "Q4_0", "imatrix": False, "method": "grid", "threads": 1} | options
     folder.mkdir()
     serve({"root": str(root), "folds": list(folds), "out": str(folder)} | argument, Silent())
     return read_scales(folder)
@@ -235,6 +235,32 @@ def test_the_scales_lose_least_of_all_exponents(imatrix: bool, tmp_path: Path) -
         others = [loss(size**a / np.exp(a * np.log(size).mean())) for a in (0.0, 0.25, 0.5, 0.75, 1.0)]
         assert one.after <= min(others) * 1.001
         assert one.after <= one.before
+
+
+@pytest.mark.parametrize(("family", "kind", "imatrix"), [("llama", "Q4_0", False), ("gpt2", "IQ4_NL", True)])
+def test_channels_lose_less_than_exponents(family: str, kind: str, imatrix: bool, tmp_path: Path) -> None:
+    """By the definition again, on whole matrices: with a group of query heads, and with matrices stored (in, out)."""
+    root = save(family, tmp_path, **({"head_dim": 32} if family == "llama" else {}))
+    ckpt, options = open_checkpoint(str(root)), {"kind": kind, "imatrix": imatrix}
+    folds = find_folds(ckpt)[0]
+    chosen = [0, 1, 2]
+    grid = search(root, tmp_path / "grid", chosen, **options)
+    found = search(root, tmp_path / "channels", chosen, method="channels", **options)
+    for number, one in found.items():
+        fold = folds[number]
+        x = inputs(root, fold.multiplied[0].tensor, text())
+        weights = [ckpt.read(other.tensor) for other in fold.multiplied]
+        weights = [weight.T if family == "gpt2" else weight for weight in weights]
+
+        def loss(scales: Float64, fold: Fold = fold, x: Float64 = x, weights: list[Any] = weights) -> float:
+            by = fold.columns(scales).astype(np.float32)
+            importance = ((x * x).mean(0) / by**2).astype(np.float32) if imatrix else None
+            errors = [quantized(kind, weight * by, importance) / by - weight for weight in weights]
+            return float(sum(((x @ error.T) ** 2).sum(1).mean() for error in errors))
+
+        assert one.before == pytest.approx(loss(np.ones(fold.width)), rel=5e-3)
+        assert one.after == pytest.approx(loss(one.scales), rel=5e-3)
+        assert one.after < 0.95 * grid[number].after
 
 
 def outliers(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -324,7 +350,7 @@ def test_the_pass_of_a_bfloat16_checkpoint(tmp_path: Path) -> None:
     assert new.tensors["model.layers.0.input_layernorm.weight"].dtype == "F32"
     step = new.sidecar.steps[-1] if new.sidecar else None
     assert step is not None
-    assert (step.method, step.config) == (NAME, {"type": "IQ4_NL", "imatrix": True})
+    assert (step.method, step.config) == (NAME, {"type": "IQ4_NL", "imatrix": True, "search": "channels"})
 
 
 def test_rows_that_do_not_fill_blocks_are_left(tmp_path: Path) -> None:
