@@ -56,13 +56,13 @@ def calibration(ckpt: Checkpoint, recipe: Recipe, bos: int | None) -> Calibratio
             where=texts[0][0],
             hint="a longer text, or a smaller calibration.ctx_size",
         )
-    selection = chunks[SELECTION - 1 :: SELECTION] or chunks[-1:]
-    rest = [chunk for number, chunk in enumerate(chunks) if number % SELECTION != SELECTION - 1]
+    apart = range(SELECTION - 1, len(chunks), SELECTION) or range(len(chunks) - 1, len(chunks))
+    rest = [chunk for number, chunk in enumerate(chunks) if number not in apart]
     return Calibration(
         name=", ".join(name for name, _ in texts),
         sha256=hashlib.sha256(json.dumps(chunks).encode()).hexdigest(),
-        chunks=tuple(rest),
-        selection=_shuffled(selection, recipe.seed),
+        chunks=tuple(rest or chunks),
+        selection=_shuffled([chunks[number] for number in apart], recipe.seed),
     )
 
 

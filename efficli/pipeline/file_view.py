@@ -31,7 +31,7 @@ _PACKABLE = ("copy", "permute", "stack", "transpose")
 """Transforms through which exact codes of the sources go into the file."""
 _NO_HASH = "0" * 64
 """In the place of the recipe's hash, which has as many digits and is not known yet."""
-_NAME_BYTES = 256
+_NAME_BYTES = 384
 """Left free for the name of the folder that the checkpoint will lie in: a file has it up to four times."""
 
 

@@ -97,9 +97,12 @@ def inputs(config: Config) -> Inputs:
 
 
 def rehearsal(config: Config, layers: int) -> Config:
-    """Bits of a weight instead of bytes, which a model of a few layers has far fewer of."""
+    """Bits of a weight instead of bytes, which a model of a few layers has far fewer of; enough of them for any.
+
+    More of the clone's weights are in its table, and in what stays F32, than of the model's.
+    """
     updates = {"max_bytes": None, "fit": None, "ctx_size": None, "imatrix": None, "swaps": 2}
-    return config.model_copy(update={**updates, "bpw": config.bpw or 4.8})
+    return config.model_copy(update={**updates, "bpw": 32.0 if config.types else 8.5})
 
 
 def run(ckpt: Checkpoint, folder: Path, config: Config, context: Context) -> Outcome:
