@@ -53,7 +53,7 @@ def table(model: str, work: Path) -> dict[str, Any]:
     ckpt = open_checkpoint(model)
     digest = functools.cache(lambda: digest_of(ckpt, Silent()).value)
     method = load_method("quantize.mixed")
-    context = context_for(method, ckpt, Recipe.from_export(model=model), steps, digest, os.cpu_count() or 1)
+    context = context_for(method, ckpt, Recipe(version=1, model=model), steps, digest, os.cpu_count() or 1)
     with store.using():
         view = context.need_file()
         found = choice.choices(view, (), weighed=view.multiplied, lacking=(), slow=())
