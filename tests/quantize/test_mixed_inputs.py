@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import efficli
-from efficli.catalog import run_method
 from efficli.checkpoint import open_checkpoint
 from efficli.checkpoint.sidecar import IMATRIX
 from efficli.data import committed
@@ -22,10 +21,9 @@ from efficli.pipeline.plain_file import write_plain
 from efficli.precision.view import Calibration
 from efficli.progress import Silent
 from tests.lost_nothing import lost_nothing
-from tests.precision.here import context, in_this_process
+from tests.precision.here import in_this_process, open_shop
 from tests.quantize.few_tokens import (
     TWIN,
-    configured,
     mixed,
 )
 
@@ -150,17 +148,15 @@ def test_the_matrix_is_llama_imatrix_s_and_export_reads_it(kept: Path, tmp_path:
     assert len(ids) >= chunk * chunks
     found = cut(ids, chunk, bos=view.bos)[:chunks]
     told = Calibration(name="code", sha256="0" * 64, chunks=tuple(map(tuple, found)), selection=(tuple(found[0]),))
-    (tmp_path / "small").mkdir()
-    config = configured(bpw=4.5, loss="mse")
-    run_method("quantize.mixed", ckpt, tmp_path / "small", config, context(tmp_path / "kept", view, told))
-    ours = read_imatrix(tmp_path / "small" / IMATRIX)
+    written = open_shop("reference", tmp_path / "kept", told).shop.imatrix
+    ours = read_imatrix(written)
     theirs = compute_imatrix(plain, ids, chunk=chunk, max_chunks=chunks, threads=1, progress=Silent())
     shared = {name: sums.mean() for name, sums in theirs.items() if name in ours}
     assert len(shared) >= 20
     worst = max(float(np.abs(ours[name] - values).max() / values.max()) for name, values in shared.items())
     assert worst < 5e-4
     done = efficli.export(
-        "reference", tmp_path / "out", types=("Q4_K_M",), imatrix=tmp_path / "small" / IMATRIX, certificate=False,
+        "reference", tmp_path / "out", types=("Q4_K_M",), imatrix=written, certificate=False,
         threads=1,
     )  # fmt: skip
     assert done.files[0].sample is not None
